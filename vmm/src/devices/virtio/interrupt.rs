@@ -1,0 +1,49 @@
+//! How a virtio device interrupts its guest: the status register of the transport and an irqfd.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use vmm_sys_util::eventfd::EventFd;
+
+/// Used buffers were returned.
+pub const USED_RING: u32 = 1;
+/// The configuration changed.
+pub const CONFIG_CHANGE: u32 = 2;
+
+/// Interrupt line of one device. Cloning shares it.
+#[derive(Clone, Debug)]
+pub struct Interrupt {
+    status: Arc<AtomicU32>,
+    irqfd: Arc<EventFd>,
+}
+
+impl Interrupt {
+    /// A line that sets bits in `status` and signals `irqfd`.
+    pub fn new(status: Arc<AtomicU32>, irqfd: Arc<EventFd>) -> Self {
+        Self { status, irqfd }
+    }
+
+    /// Used buffers were returned to the driver.
+    pub fn used_ring(&self) {
+        self.raise(USED_RING);
+    }
+
+    /// The configuration space changed.
+    pub fn config_change(&self) {
+        self.raise(CONFIG_CHANGE);
+    }
+
+    /// Signals again whatever the guest has not acknowledged: an edge may have been lost between
+    /// the reading of the interrupt controllers and the save. A spurious one does no harm.
+    pub fn repeat(&self) {
+        if self.status.load(Ordering::SeqCst) != 0 {
+            let _ = self.irqfd.write(1);
+        }
+    }
+
+    fn raise(&self, bit: u32) {
+        self.status.fetch_or(bit, Ordering::SeqCst);
+        // Fails only when the counter is full, and then KVM has been told already.
+        let _ = self.irqfd.write(1);
+    }
+}

@@ -1,0 +1,7 @@
+//! Guest memory: where it lies, how it is reached, and which pages changed.
+
+pub mod layout;
+pub mod own_writes;
+pub mod ram;
+
+pub use ram::{GuestRam, Mem};

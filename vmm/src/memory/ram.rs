@@ -1,0 +1,134 @@
+//! Guest RAM: one memfd, mapped in one or two ranges, reached through one tracked accessor.
+//!
+//! All host-side writes go through [`GuestRam::mem`], whose regions carry an [`OwnWrites`]
+//! bitmap, so the VMM's own writes are always part of the dirty set. Nothing here touches a page
+//! that was not asked for: RAM that the guest never used stays a hole of the file.
+
+use std::fs::File;
+use std::os::fd::{AsFd, FromRawFd, IntoRawFd};
+use std::sync::Arc;
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+
+use super::layout::{self, RamRange};
+use super::own_writes::OwnWrites;
+use crate::config::MemoryConfig;
+
+/// The memory type that queues, loaders and devices work on.
+pub type Mem = GuestMemoryMmap<OwnWrites>;
+
+/// Why guest RAM could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum RamError {
+    /// The kernel refused the memory file.
+    #[error("cannot create the guest's memory file of {bytes} bytes: {source}{}", hint(*huge))]
+    Create {
+        /// Asked for.
+        bytes: u64,
+        /// With huge pages.
+        huge: bool,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// The kernel refused the mapping.
+    #[error("cannot map {bytes} bytes of guest memory at {gpa:#x}: {reason}{}", hint(*huge))]
+    Map {
+        /// Guest-physical start.
+        gpa: u64,
+        /// Length.
+        bytes: u64,
+        /// With huge pages.
+        huge: bool,
+        /// What went wrong.
+        reason: String,
+    },
+}
+
+fn hint(huge: bool) -> &'static str {
+    if huge {
+        "; free huge pages are needed: raise /proc/sys/vm/nr_hugepages or run without huge pages"
+    } else {
+        "; give the guest less memory or free some on the host"
+    }
+}
+
+/// Guest RAM. Cloning shares it.
+#[derive(Clone, Debug)]
+pub struct GuestRam {
+    mem: Mem,
+    file: Arc<File>,
+    ranges: Arc<[RamRange]>,
+    maps: Arc<[OwnWrites]>,
+}
+
+impl GuestRam {
+    /// Makes RAM of the configured size; every page reads as zero and none is allocated.
+    pub fn new(config: &MemoryConfig) -> Result<Self, RamError> {
+        let (bytes, huge) = (config.bytes(), config.huge_pages());
+        let create = |source: std::io::Error| RamError::Create { bytes, huge, source };
+        let flags = MFdFlags::MFD_CLOEXEC
+            | if huge { MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB } else { MFdFlags::empty() };
+        let fd = memfd_create(c"guest-ram", flags).map_err(|e| create(e.into()))?;
+        let file = File::from(fd);
+        file.set_len(bytes).map_err(create)?;
+        Self::from_file(file, bytes, huge)
+    }
+
+    /// Maps an existing RAM file of exactly `bytes`.
+    fn from_file(file: File, bytes: u64, huge: bool) -> Result<Self, RamError> {
+        let file = Arc::new(file);
+        let ranges: Arc<[RamRange]> = layout::ram_ranges(bytes).into();
+        let mut regions = Vec::new();
+        let mut maps = Vec::new();
+        for r in ranges.iter() {
+            let map_err = |reason: String| RamError::Map { gpa: r.gpa, bytes: r.len, huge, reason };
+            let len = usize::try_from(r.len).map_err(|e| map_err(e.to_string()))?;
+            let bitmap = <OwnWrites as vm_memory::bitmap::NewBitmap>::with_len(len);
+            let region = MmapRegionBuilder::new_with_bitmap(len, bitmap.clone())
+                .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+                .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+                .with_file_offset(FileOffset::from_arc(file.clone(), r.offset))
+                .with_hugetlbfs(huge)
+                .build()
+                .map_err(|e| map_err(e.to_string()))?;
+            let region = GuestRegionMmap::new(region, GuestAddress(r.gpa))
+                .ok_or_else(|| map_err("the range leaves the address space".into()))?;
+            regions.push(region);
+            maps.push(bitmap);
+        }
+        let mem = Mem::from_regions(regions).map_err(|e| RamError::Map {
+            gpa: 0,
+            bytes,
+            huge,
+            reason: e.to_string(),
+        })?;
+        Ok(Self { mem, file, ranges, maps: maps.into() })
+    }
+
+    /// The accessor for queues, loaders and devices. Writes through it are tracked.
+    pub fn mem(&self) -> &Mem {
+        &self.mem
+    }
+
+    /// The file behind the RAM, laid out as [`GuestRam::ranges`] says.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Where the RAM lies, lowest first.
+    pub fn ranges(&self) -> &[RamRange] {
+        &self.ranges
+    }
+
+    /// The VMM's own writes, one bitmap for each range.
+    pub fn own_writes(&self) -> &[OwnWrites] {
+        &self.maps
+    }
+
+    /// Bytes of RAM.
+    pub fn bytes(&self) -> u64 {
+        self.ranges.iter().map(|r| r.len).sum()
+    }
+}
