@@ -3,10 +3,9 @@
 //! Devices and vCPUs report; nothing here decides what follows.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use crate::eventfd::EventFd;
 
 /// Something that ends or restarts the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,15 +30,14 @@ pub enum GuestEvent {
 #[derive(Clone, Debug)]
 pub struct EventSink {
     sender: Sender<GuestEvent>,
-    wake: Arc<EventFd>,
+    wake: EventFd,
 }
 
 impl EventSink {
     /// Reports `event`. A receiver that is gone is ignored.
     pub fn send(&self, event: GuestEvent) {
         if self.sender.send(event).is_ok() {
-            // Fails only when the counter is full, and then the receiver is woken anyway.
-            let _ = self.wake.write(1);
+            self.wake.signal();
         }
     }
 }
@@ -48,14 +46,14 @@ impl EventSink {
 #[derive(Debug)]
 pub struct EventSource {
     receiver: Receiver<GuestEvent>,
-    wake: Arc<EventFd>,
+    wake: EventFd,
 }
 
 impl EventSource {
     /// The next event, if one is waiting.
     pub fn try_next(&self) -> Option<GuestEvent> {
         // Clear the wake-up first, so that an event that comes now wakes again.
-        let _ = self.wake.read();
+        self.wake.clear();
         self.receiver.try_recv().ok()
     }
 
@@ -75,6 +73,6 @@ impl AsFd for EventSource {
 /// A connected pair.
 pub fn channel_pair() -> std::io::Result<(EventSink, EventSource)> {
     let (sender, receiver) = channel();
-    let wake = Arc::new(EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?);
+    let wake = EventFd::new()?;
     Ok((EventSink { sender, wake: wake.clone() }, EventSource { receiver, wake }))
 }

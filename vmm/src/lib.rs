@@ -10,6 +10,7 @@
 pub mod boot;
 pub mod config;
 pub mod devices;
+pub mod eventfd;
 pub mod events;
 pub mod kvm;
 pub mod machine;

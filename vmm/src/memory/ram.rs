@@ -5,7 +5,6 @@
 //! that was not asked for: RAM that the guest never used stays a hole of the file.
 
 use std::fs::File;
-use std::os::fd::{AsFd, FromRawFd, IntoRawFd};
 use std::sync::Arc;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};

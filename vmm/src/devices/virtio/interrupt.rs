@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use vmm_sys_util::eventfd::EventFd;
+use crate::eventfd::EventFd;
 
 /// Used buffers were returned.
 pub const USED_RING: u32 = 1;
@@ -14,12 +14,12 @@ pub const CONFIG_CHANGE: u32 = 2;
 #[derive(Clone, Debug)]
 pub struct Interrupt {
     status: Arc<AtomicU32>,
-    irqfd: Arc<EventFd>,
+    irqfd: EventFd,
 }
 
 impl Interrupt {
     /// A line that sets bits in `status` and signals `irqfd`.
-    pub fn new(status: Arc<AtomicU32>, irqfd: Arc<EventFd>) -> Self {
+    pub fn new(status: Arc<AtomicU32>, irqfd: EventFd) -> Self {
         Self { status, irqfd }
     }
 
@@ -37,13 +37,12 @@ impl Interrupt {
     /// the reading of the interrupt controllers and the save. A spurious one does no harm.
     pub fn repeat(&self) {
         if self.status.load(Ordering::SeqCst) != 0 {
-            let _ = self.irqfd.write(1);
+            self.irqfd.signal();
         }
     }
 
     fn raise(&self, bit: u32) {
         self.status.fetch_or(bit, Ordering::SeqCst);
-        // Fails only when the counter is full, and then KVM has been told already.
-        let _ = self.irqfd.write(1);
+        self.irqfd.signal();
     }
 }

@@ -14,8 +14,8 @@ pub mod thread;
 pub use interrupt::Interrupt;
 
 use virtio_queue::{Queue, QueueState};
-use vmm_sys_util::eventfd::EventFd;
 
+use crate::eventfd::EventFd;
 use crate::memory::GuestRam;
 use crate::state::v1::VirtioDeviceState;
 

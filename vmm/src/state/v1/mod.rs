@@ -1,0 +1,9 @@
+//! State version 1: plain data only, no methods that do anything. Frozen once released: fields
+//! keep their order and meaning, and the golden bytes in the tests hold them to it.
+
+mod devices;
+
+pub use devices::{
+    BlockState, ConsoleState, MmioState, NetState, PmState, QueueStateV1, RngState, SerialState,
+    VirtioDeviceState, VmGenIdState, VsockState,
+};
