@@ -3,7 +3,6 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::AsRawFd;
 
 use kvm_bindings::{
     KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_clear_dirty_log, kvm_device_attr,
@@ -15,7 +14,13 @@ use vmm_sys_util::ioctl::{
 };
 use vmm_sys_util::{ioctl_io_nr, ioctl_ior_nr, ioctl_iow_nr, ioctl_iowr_nr};
 
-// Numbers from include/uapi/linux/kvm.h.
+use nr::*;
+
+/// Numbers from include/uapi/linux/kvm.h.
+#[expect(missing_docs, reason = "generated functions named like the ioctls")]
+mod nr {
+    use super::*;
+
 ioctl_iow_nr!(KVM_GET_DIRTY_LOG, KVMIO, 0x42, kvm_dirty_log);
 ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xC0, kvm_clear_dirty_log);
 ioctl_io_nr!(KVM_RESET_DIRTY_RINGS, KVMIO, 0xC7);
@@ -24,6 +29,7 @@ ioctl_iow_nr!(KVM_SET_XSAVE, KVMIO, 0xA5, kvm_xsave);
 ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xE2, kvm_device_attr);
 ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xE1, kvm_device_attr);
 ioctl_iow_nr!(KVM_HAS_DEVICE_ATTR, KVMIO, 0xE3, kvm_device_attr);
+}
 
 fn check(ret: i32) -> io::Result<()> {
     if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
@@ -125,9 +131,4 @@ pub fn set_tsc_offset(vcpu: &VcpuFd, mut offset: i64) -> io::Result<()> {
 pub fn host_tsc() -> u64 {
     // SAFETY: every x86-64 CPU has this instruction; user mode may execute it under Linux.
     unsafe { std::arch::x86_64::_rdtsc() }
-}
-
-/// A raw descriptor's number, for messages only.
-pub fn number(fd: &impl AsRawFd) -> i32 {
-    fd.as_raw_fd()
 }

@@ -1,0 +1,194 @@
+//! A vCPU's registers to and from plain data, in the order that KVM needs.
+//!
+//! The order matters and is explained at each step; see also the kernel's
+//! Documentation/virt/kvm/api.rst on the single calls.
+
+use kvm_bindings::{
+    CpuId, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_sregs,
+    kvm_vcpu_events, kvm_xcrs,
+};
+use kvm_ioctls::VcpuFd;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use super::{VcpuError, msrs};
+use crate::kvm::{Capabilities, ioctls};
+use crate::state::v1::{CpuidEntry, VcpuState};
+
+/// What a vCPU of this machine has, found out once.
+#[derive(Clone, Debug)]
+pub struct Abilities {
+    /// Bytes of extended state.
+    pub xsave_bytes: usize,
+    /// The TSC-offset attribute is there.
+    pub tsc_offset: bool,
+    /// The TSC frequency can be set.
+    pub tsc_control: bool,
+    /// Registers to save.
+    pub msrs: Vec<u32>,
+}
+
+impl Abilities {
+    /// Finds out, on the first vCPU.
+    pub fn probe(kvm: &crate::kvm::Kvm, vcpu: &VcpuFd) -> Result<Self, VcpuError> {
+        let caps: &Capabilities = kvm.capabilities();
+        Ok(Self {
+            xsave_bytes: caps.xsave_bytes,
+            tsc_offset: ioctls::has_tsc_offset(vcpu),
+            tsc_control: caps.tsc_control,
+            msrs: msrs::saveable(kvm, vcpu)?,
+        })
+    }
+}
+
+fn bytes<T: IntoBytes + Immutable>(value: &T) -> Vec<u8> {
+    value.as_bytes().to_vec()
+}
+
+fn parse<T: FromBytes>(field: &'static str, bytes: &[u8]) -> Result<T, VcpuError> {
+    T::read_from_bytes(bytes).map_err(|_| VcpuError::Field {
+        field,
+        found: bytes.len(),
+        wanted: size_of::<T>(),
+    })
+}
+
+/// Converts KVM's CPUID list.
+pub fn cpuid_entries(cpuid: &CpuId) -> Vec<CpuidEntry> {
+    let plain = |e: &kvm_cpuid_entry2| CpuidEntry {
+        function: e.function,
+        index: e.index,
+        flags: e.flags,
+        eax: e.eax,
+        ebx: e.ebx,
+        ecx: e.ecx,
+        edx: e.edx,
+    };
+    cpuid.as_slice().iter().map(plain).collect()
+}
+
+/// Gives a vCPU its CPUID.
+pub fn set_cpuid(vcpu: &VcpuFd, entries: &[CpuidEntry]) -> Result<(), VcpuError> {
+    let raw = |e: &CpuidEntry| kvm_cpuid_entry2 {
+        function: e.function,
+        index: e.index,
+        flags: e.flags,
+        eax: e.eax,
+        ebx: e.ebx,
+        ecx: e.ecx,
+        edx: e.edx,
+        padding: [0; 3],
+    };
+    let list: Vec<_> = entries.iter().map(raw).collect();
+    let list = CpuId::from_entries(&list).map_err(|_| VcpuError::TooMany("CPUID leaves"))?;
+    vcpu.set_cpuid2(&list).map_err(VcpuError::call("KVM_SET_CPUID2"))
+}
+
+/// Reads a vCPU that is not in `KVM_RUN` and has no unfinished exit. `cpuid` is what it was given.
+pub fn save(
+    vcpu: &VcpuFd,
+    abilities: &Abilities,
+    cpuid: &[CpuidEntry],
+) -> Result<VcpuState, VcpuError> {
+    let io = |call| move |source| VcpuError::Call { call, source };
+    // First: reading it can process INIT and SIPI, which changes everything else.
+    let mp_state = vcpu.get_mp_state().map_err(VcpuError::call("KVM_GET_MP_STATE"))?;
+    let regs = vcpu.get_regs().map_err(VcpuError::call("KVM_GET_REGS"))?;
+    let sregs = vcpu.get_sregs().map_err(VcpuError::call("KVM_GET_SREGS"))?;
+    let xsave = ioctls::get_xsave(vcpu, abilities.xsave_bytes).map_err(io("KVM_GET_XSAVE2"))?;
+    let xcrs = vcpu.get_xcrs().map_err(VcpuError::call("KVM_GET_XCRS"))?;
+    let debugregs = vcpu.get_debug_regs().map_err(VcpuError::call("KVM_GET_DEBUGREGS"))?;
+    let lapic = vcpu.get_lapic().map_err(VcpuError::call("KVM_GET_LAPIC"))?;
+    let msrs = msrs::read(vcpu, &abilities.msrs)?;
+    // Last: reading MSRs and LAPIC may still move a pending event.
+    let events = vcpu.get_vcpu_events().map_err(VcpuError::call("KVM_GET_VCPU_EVENTS"))?;
+    let tsc_offset = if abilities.tsc_offset {
+        Some(ioctls::tsc_offset(vcpu).map_err(io("KVM_VCPU_TSC_OFFSET"))?)
+    } else {
+        None
+    };
+    Ok(VcpuState {
+        mp_state: mp_state.mp_state,
+        regs: bytes(&regs),
+        sregs: bytes(&sregs),
+        xsave,
+        xcrs: bytes(&xcrs),
+        debugregs: bytes(&debugregs),
+        lapic: bytes(&lapic),
+        cpuid: cpuid.to_vec(),
+        msrs,
+        events: bytes(&events),
+        tsc_offset,
+        tsc_khz: vcpu.get_tsc_khz().map_err(VcpuError::call("KVM_GET_TSC_KHZ"))?,
+    })
+}
+
+/// First half of a restore: all that comes before guest time is set.
+pub fn restore_before_clock(
+    vcpu: &VcpuFd,
+    abilities: &Abilities,
+    state: &VcpuState,
+) -> Result<(), VcpuError> {
+    let khz = vcpu.get_tsc_khz().map_err(VcpuError::call("KVM_GET_TSC_KHZ"))?;
+    if abilities.tsc_control {
+        vcpu.set_tsc_khz(state.tsc_khz).map_err(VcpuError::call("KVM_SET_TSC_KHZ"))?;
+    } else if khz.abs_diff(state.tsc_khz) > state.tsc_khz / 4000 {
+        // A quarter of a thousandth is what NTP corrects; KVM tolerates as much.
+        return Err(VcpuError::TscKhz { state: state.tsc_khz, host: khz });
+    }
+    set_cpuid(vcpu, &state.cpuid)?;
+    vcpu.set_mp_state(kvm_mp_state { mp_state: state.mp_state })
+        .map_err(VcpuError::call("KVM_SET_MP_STATE"))?;
+    let regs: kvm_regs = parse("regs", &state.regs)?;
+    vcpu.set_regs(&regs).map_err(VcpuError::call("KVM_SET_REGS"))?;
+    let sregs: kvm_sregs = parse("sregs", &state.sregs)?;
+    vcpu.set_sregs(&sregs).map_err(VcpuError::call("KVM_SET_SREGS"))?;
+    if state.xsave.len() != abilities.xsave_bytes {
+        return Err(VcpuError::Field {
+            field: "xsave",
+            found: state.xsave.len(),
+            wanted: abilities.xsave_bytes,
+        });
+    }
+    ioctls::set_xsave(vcpu, &state.xsave, abilities.xsave_bytes)
+        .map_err(|source| VcpuError::Call { call: "KVM_SET_XSAVE", source })?;
+    let xcrs: kvm_xcrs = parse("xcrs", &state.xcrs)?;
+    if xcrs.nr_xcrs as usize > xcrs.xcrs.len() {
+        return Err(VcpuError::TooMany("XCRs"));
+    }
+    vcpu.set_xcrs(&xcrs).map_err(VcpuError::call("KVM_SET_XCRS"))?;
+    let debugregs: kvm_debugregs = parse("debugregs", &state.debugregs)?;
+    vcpu.set_debug_regs(&debugregs).map_err(VcpuError::call("KVM_SET_DEBUGREGS"))
+}
+
+/// Second half: what depends on guest time. `offset` is guest TSC minus host TSC.
+pub fn restore_after_clock(
+    vcpu: &VcpuFd,
+    abilities: &Abilities,
+    state: &VcpuState,
+    offset: Option<i64>,
+) -> Result<(), VcpuError> {
+    if let Some(offset) = offset.filter(|_| abilities.tsc_offset) {
+        ioctls::set_tsc_offset(vcpu, offset)
+            .map_err(|source| VcpuError::Call { call: "KVM_VCPU_TSC_OFFSET", source })?;
+    }
+    // After SREGS, which hold the APIC base; before MSRs, whose deadline needs the APIC mode.
+    let lapic: kvm_lapic_state = parse("lapic", &state.lapic)?;
+    vcpu.set_lapic(&lapic).map_err(VcpuError::call("KVM_SET_LAPIC"))?;
+    let by_offset = abilities.tsc_offset && offset.is_some();
+    let now = offset.map(|o| ioctls::host_tsc().wrapping_add_signed(o));
+    let rearm = now.filter(|_| timer_in_deadline_mode(&state.lapic));
+    msrs::write(vcpu, &msrs::restore_order(&state.msrs, by_offset, rearm))?;
+    // After REGS, which drop pending exceptions.
+    let events: kvm_vcpu_events = parse("events", &state.events)?;
+    vcpu.set_vcpu_events(&events).map_err(VcpuError::call("KVM_SET_VCPU_EVENTS"))?;
+    // Tells the guest's watchdogs that it was stopped. Guests without kvmclock answer EINVAL.
+    let _ = vcpu.kvmclock_ctrl();
+    Ok(())
+}
+
+/// Whether the LAPIC's timer is unmasked and in TSC-deadline mode (LVT timer, offset 0x320).
+fn timer_in_deadline_mode(lapic: &[u8]) -> bool {
+    let Some(lvt) = lapic.get(0x320..0x324) else { return false };
+    let lvt = u32::from_le_bytes([lvt[0], lvt[1], lvt[2], lvt[3]]);
+    (lvt >> 17) & 3 == 2 && lvt & (1 << 16) == 0
+}

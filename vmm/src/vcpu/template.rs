@@ -1,0 +1,289 @@
+//! CPU templates: what a guest sees of the host's CPU, by name.
+//!
+//! A template starts from what KVM supports on the host and takes features away. It never adds
+//! one. Topology leaves are always rewritten: one package, a core for each vCPU, one thread for
+//! each core. Bits are those of the Intel SDM, volume 2, CPUID.
+
+use crate::kvm::Backend;
+use crate::state::v1::CpuidEntry;
+
+/// One register of a CPUID answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Register {
+    /// EAX.
+    Eax,
+    /// EBX.
+    Ebx,
+    /// ECX.
+    Ecx,
+    /// EDX.
+    Edx,
+}
+
+/// Bits that a template takes away.
+#[derive(Clone, Copy, Debug)]
+pub struct Mask {
+    /// Leaf.
+    pub function: u32,
+    /// Subleaf.
+    pub index: u32,
+    /// Register.
+    pub register: Register,
+    /// The bits that stay.
+    pub keep: u32,
+    /// What goes, for people.
+    pub what: &'static str,
+}
+
+/// A named set of masks.
+#[derive(Clone, Copy, Debug)]
+pub struct Template {
+    /// Name, as in definitions.
+    pub name: &'static str,
+    /// What it is for.
+    pub about: &'static str,
+    /// What it takes away.
+    pub masks: &'static [Mask],
+}
+
+const fn clear(
+    function: u32,
+    index: u32,
+    register: Register,
+    bits: u32,
+    what: &'static str,
+) -> Mask {
+    Mask { function, index, register, keep: !bits, what }
+}
+
+const AVX512: &[Mask] = &[
+    clear(7, 0, Register::Ebx, 0xDC23_0000, "AVX-512 F/DQ/IFMA/PF/ER/CD/BW/VL"),
+    clear(7, 0, Register::Ecx, 0x0000_5842, "AVX-512 VBMI/VBMI2/VNNI/BITALG/VPOPCNTDQ"),
+    clear(7, 0, Register::Edx, 0x0380_010C, "AVX-512 4VNNIW/4FMAPS/VP2INTERSECT/FP16, AMX"),
+    clear(7, 1, Register::Eax, 0x0060_0030, "AVX-VNNI, AVX-512 BF16, AMX-FP16"),
+    clear(0xD, 0, Register::Eax, !0x7, "extended state beyond AVX"),
+];
+
+/// What x86-64-v2 does without, beyond [`AVX512`].
+const V2: &[Mask] = &[
+    clear(1, 0, Register::Ecx, 0x3000_1000, "AVX, F16C, FMA"),
+    clear(7, 0, Register::Ebx, 0xDC23_0128, "BMI1, BMI2, AVX2, AVX-512"),
+    clear(7, 0, Register::Ecx, 0x0000_5F42, "VAES, VPCLMULQDQ, GFNI, AVX-512"),
+    clear(7, 0, Register::Edx, 0x0380_010C, "AVX-512, AMX"),
+    clear(7, 1, Register::Eax, 0x0060_0030, "AVX-VNNI, AVX-512 BF16, AMX-FP16"),
+    clear(0xD, 0, Register::Eax, !0x3, "extended state beyond SSE"),
+];
+
+/// All templates.
+pub const TEMPLATES: &[Template] = &[
+    Template { name: "host", about: "everything that KVM supports on this host", masks: &[] },
+    Template {
+        name: "x86-64-v3",
+        about: "no AVX-512 and no AMX: moves between hosts from 2013 (Haswell, Zen) on",
+        masks: AVX512,
+    },
+    Template {
+        name: "x86-64-v2",
+        about: "no AVX: moves between hosts from 2009 (Nehalem) on",
+        masks: V2,
+    },
+];
+
+/// Hidden on software backends only: their emulator of guest kernels lacks `cmpxchg16b`.
+const SOFTWARE_QUIRK: Mask =
+    clear(1, 0, Register::Ecx, 1 << 13, "CMPXCHG16B (this KVM backend cannot emulate it)");
+
+/// The template called `name`.
+pub fn find(name: &str) -> Option<&'static Template> {
+    TEMPLATES.iter().find(|t| t.name == name)
+}
+
+/// What a guest's vCPUs have in common.
+#[derive(Clone, Copy, Debug)]
+pub struct Platform {
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// What stands behind KVM.
+    pub backend: Backend,
+    /// The LAPIC timer has TSC-deadline mode.
+    pub tsc_deadline: bool,
+    /// Frequency of the guest TSC.
+    pub tsc_khz: u32,
+}
+
+impl Template {
+    /// The CPUID of vCPU `vcpu`, made from what KVM supports.
+    pub fn apply(
+        &self,
+        supported: &[CpuidEntry],
+        platform: &Platform,
+        vcpu: u32,
+    ) -> Vec<CpuidEntry> {
+        let mut entries = supported.to_vec();
+        for mask in self.masks {
+            mask.apply(&mut entries);
+        }
+        if platform.backend == Backend::Software {
+            SOFTWARE_QUIRK.apply(&mut entries);
+        }
+        for entry in &mut entries {
+            features(entry, platform);
+            topology(entry, platform.vcpus, vcpu);
+        }
+        hypervisor_timing(&mut entries, platform.tsc_khz);
+        entries
+    }
+}
+
+impl Mask {
+    fn apply(&self, entries: &mut [CpuidEntry]) {
+        for entry in entries {
+            if entry.function == self.function && entry.index == self.index {
+                let register = match self.register {
+                    Register::Eax => &mut entry.eax,
+                    Register::Ebx => &mut entry.ebx,
+                    Register::Ecx => &mut entry.ecx,
+                    Register::Edx => &mut entry.edx,
+                };
+                *register &= self.keep;
+            }
+        }
+    }
+}
+
+/// Features that depend on how we run the guest, not on the CPU.
+fn features(entry: &mut CpuidEntry, platform: &Platform) {
+    match entry.function {
+        1 => {
+            entry.ecx |= 1 << 31; // a hypervisor is present
+            entry.ecx |= 1 << 21; // x2APIC, which KVM emulates
+            if platform.tsc_deadline {
+                entry.ecx |= 1 << 24;
+            } else {
+                entry.ecx &= !(1 << 24);
+            }
+        }
+        // An invariant TSC would promise a frequency that a move may not keep.
+        0x8000_0007 => entry.edx &= !(1 << 8),
+        // Performance counters are not saved.
+        0xA => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
+        _ => {}
+    }
+}
+
+/// Bits of an APIC id that number the cores of the package.
+fn core_bits(vcpus: u32) -> u32 {
+    vcpus.next_power_of_two().trailing_zeros()
+}
+
+fn topology(entry: &mut CpuidEntry, vcpus: u32, vcpu: u32) {
+    let ids = 1u32 << core_bits(vcpus);
+    match entry.function {
+        1 => {
+            entry.ebx = (entry.ebx & 0xFFFF) | (ids << 16) | (vcpu << 24);
+            entry.edx = if vcpus > 1 { entry.edx | (1 << 28) } else { entry.edx & !(1 << 28) };
+        }
+        // Caches (Intel): levels 1 and 2 belong to a core, level 3 to the package.
+        4 if entry.eax & 0x1F != 0 => {
+            let level = (entry.eax >> 5) & 7;
+            let sharing = if level >= 3 { ids - 1 } else { 0 };
+            entry.eax = (entry.eax & 0x3FFF) | (sharing << 14) | ((ids - 1) << 26);
+        }
+        0xB | 0x1F => extended_topology(entry, vcpus, vcpu),
+        // AMD: number of threads in the package, size of the core id.
+        0x8000_0008 => entry.ecx = (entry.ecx & !0xF0FF) | (core_bits(vcpus) << 12) | (vcpus - 1),
+        // AMD: extended APIC id, one thread in a core, one node.
+        0x8000_001E => (entry.eax, entry.ebx, entry.ecx) = (vcpu, vcpu, 0),
+        _ => {}
+    }
+}
+
+/// Leaves 0xB and 0x1F: level 0 is threads of a core, level 1 cores of the package.
+fn extended_topology(entry: &mut CpuidEntry, vcpus: u32, vcpu: u32) {
+    let (eax, ebx, kind) = match entry.index {
+        0 => (0, 1, 1),
+        1 => (core_bits(vcpus), vcpus, 2),
+        _ => (0, 0, 0),
+    };
+    entry.eax = eax;
+    entry.ebx = ebx;
+    entry.ecx = (kind << 8) | (entry.index & 0xFF);
+    entry.edx = vcpu;
+}
+
+/// Leaf 0x4000_0010 tells frequencies, so that a guest need not calibrate against a timer chip.
+fn hypervisor_timing(entries: &mut Vec<CpuidEntry>, tsc_khz: u32) {
+    const LEAF: u32 = 0x4000_0010;
+    /// KVM's LAPIC timer runs at 1 GHz.
+    const APIC_BUS_KHZ: u32 = 1_000_000;
+    if let Some(first) = entries.iter_mut().find(|e| e.function == 0x4000_0000) {
+        first.eax = first.eax.max(LEAF);
+    }
+    entries.retain(|e| e.function != LEAF);
+    entries.push(CpuidEntry {
+        function: LEAF,
+        eax: tsc_khz,
+        ebx: APIC_BUS_KHZ,
+        ..CpuidEntry::default()
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(function: u32, index: u32) -> CpuidEntry {
+        CpuidEntry {
+            function,
+            index,
+            flags: 0,
+            eax: u32::MAX,
+            ebx: u32::MAX,
+            ecx: u32::MAX,
+            edx: u32::MAX,
+        }
+    }
+
+    fn platform(vcpus: u32, backend: Backend) -> Platform {
+        Platform { vcpus, backend, tsc_deadline: true, tsc_khz: 2_000_000 }
+    }
+
+    #[test]
+    fn templates_only_take_away() {
+        let all: Vec<_> = [(1, 0), (7, 0), (7, 1), (0xD, 0)].map(|(f, i)| entry(f, i)).into();
+        for template in TEMPLATES {
+            for (before, after) in
+                all.iter().zip(template.apply(&all, &platform(2, Backend::Hardware), 0))
+            {
+                assert_eq!(after.ecx & !before.ecx, 0);
+                assert_eq!(after.edx & !before.edx, 0);
+            }
+        }
+    }
+
+    #[test]
+    fn topology_numbers_every_vcpu() {
+        for vcpus in [1, 2, 3, 8, 32] {
+            for vcpu in 0..vcpus {
+                let leaves = [entry(1, 0), entry(0xB, 0), entry(0xB, 1), entry(0xB, 2)];
+                let host = find("host").unwrap();
+                let out = host.apply(&leaves, &platform(vcpus, Backend::Hardware), vcpu);
+                assert_eq!(out[0].ebx >> 24, vcpu);
+                assert!((out[0].ebx >> 16) & 0xFF >= vcpus);
+                assert_eq!((out[1].eax, out[1].ebx, out[1].ecx >> 8), (0, 1, 1));
+                assert_eq!((out[2].ebx, out[2].edx), (vcpus, vcpu));
+                assert!(vcpu >> out[2].eax == 0, "all cores are in package 0");
+                assert_eq!((out[3].eax, out[3].ebx, out[3].ecx), (0, 0, 2));
+            }
+        }
+    }
+
+    #[test]
+    fn the_quirk_is_for_software_backends_only() {
+        let host = find("host").unwrap();
+        let leaf = [entry(1, 0)];
+        let bit = |b| host.apply(&leaf, &platform(1, b), 0)[0].ecx & (1 << 13);
+        assert_ne!(bit(Backend::Hardware), 0);
+        assert_eq!(bit(Backend::Software), 0);
+    }
+}
