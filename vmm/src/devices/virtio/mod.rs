@@ -9,6 +9,8 @@
 //! After `drain` and until `resume` a device touches neither guest memory nor its interrupt.
 
 pub mod interrupt;
+#[cfg(test)]
+pub mod testkit;
 pub mod thread;
 
 pub use interrupt::Interrupt;
