@@ -14,13 +14,20 @@ pub const CONFIG_CHANGE: u32 = 2;
 #[derive(Clone, Debug)]
 pub struct Interrupt {
     status: Arc<AtomicU32>,
+    generation: Arc<AtomicU32>,
     irqfd: EventFd,
 }
 
 impl Interrupt {
-    /// A line that sets bits in `status` and signals `irqfd`.
+    /// A line that sets bits in `status` and signals `irqfd`. The generation of the
+    /// configuration starts at zero.
     pub fn new(status: Arc<AtomicU32>, irqfd: EventFd) -> Self {
-        Self { status, irqfd }
+        Self::with_generation(status, 0, irqfd)
+    }
+
+    /// As `new`, with the generation of the configuration that the driver saw last.
+    pub fn with_generation(status: Arc<AtomicU32>, generation: u32, irqfd: EventFd) -> Self {
+        Self { status, generation: Arc::new(AtomicU32::new(generation)), irqfd }
     }
 
     /// Used buffers were returned to the driver.
@@ -28,9 +35,16 @@ impl Interrupt {
         self.raise(USED_RING);
     }
 
-    /// The configuration space changed.
+    /// The configuration space changed. Call it after the change: the new generation makes a
+    /// driver that read half of it read again.
     pub fn config_change(&self) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
         self.raise(CONFIG_CHANGE);
+    }
+
+    /// Generation of the configuration space (`ConfigGeneration`).
+    pub fn generation(&self) -> u32 {
+        self.generation.load(Ordering::SeqCst)
     }
 
     /// Signals again whatever the guest has not acknowledged: an edge may have been lost between

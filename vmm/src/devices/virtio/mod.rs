@@ -7,8 +7,19 @@
 //!
 //! Life: made (`new` or `restore`) → `activate` (parked) → `resume` ⇄ `drain` → `reset`.
 //! After `drain` and until `resume` a device touches neither guest memory nor its interrupt.
+//!
+//! The transport offers indirect descriptors and `VIRTIO_F_RING_EVENT_IDX` for every device.
+//! `virtio-queue` does the work, if the worker holds to this: whenever it found a queue empty it
+//! calls `enable_notification` and looks again if that returns `true`, or the driver, which
+//! notifies only beyond the entry named there, falls silent for ever; and it interrupts if
+//! `needs_notification` says so after a batch of `add_used`.
 
+pub mod block;
 pub mod interrupt;
+pub mod mmio;
+pub mod rng;
+#[cfg(test)]
+pub mod testkit;
 pub mod thread;
 
 pub use interrupt::Interrupt;
@@ -75,7 +86,7 @@ pub enum DeviceError {
 pub trait VirtioDevice: Send {
     /// Virtio device id (`virtio_bindings::virtio_ids`).
     fn device_type(&self) -> u32;
-    /// Offered features, without those that the transport adds (`VIRTIO_F_VERSION_1`).
+    /// Offered features, without those that the transport adds ([`mmio::TRANSPORT_FEATURES`]).
     fn features(&self) -> u64;
     /// Largest size of each queue.
     fn queue_sizes(&self) -> &[u16];

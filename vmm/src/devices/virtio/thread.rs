@@ -6,7 +6,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -173,17 +173,30 @@ impl<W: Worker> Loop<W> {
             }
             // After the batch, so that a worker's stale events never follow its drain.
             self.wake.clear();
-            match self.inbox.try_recv() {
-                Ok(Command::Resume) | Err(std::sync::mpsc::TryRecvError::Empty) => {}
-                Ok(Command::Park(done)) => {
+            match self.commanded() {
+                None => {}
+                Some(Command::Park(done)) => {
                     self.worker().drain();
                     let _ = done.send(());
                     return true;
                 }
-                Ok(Command::Stop) | Err(std::sync::mpsc::TryRecvError::Disconnected) => {
+                Some(_) => {
                     self.worker().drain();
                     return false;
                 }
+            }
+        }
+    }
+
+    /// The next command that matters while running. All of them are looked at, because one
+    /// wake-up may stand for several: a second `Resume` must not hide the `Park` behind it.
+    fn commanded(&self) -> Option<Command> {
+        loop {
+            match self.inbox.try_recv() {
+                Ok(Command::Resume) => {}
+                Ok(command) => return Some(command),
+                Err(TryRecvError::Empty) => return None,
+                Err(TryRecvError::Disconnected) => return Some(Command::Stop),
             }
         }
     }
@@ -241,5 +254,16 @@ mod tests {
         ours.signal();
         let worker = thread.stop().unwrap();
         assert_eq!(worker.queue, 2, "a parked device handles nothing");
+    }
+
+    #[test]
+    fn parks_after_being_resumed_twice() {
+        let thread = DeviceThread::start("twice", Count { queue: 0, drained: 0 }, vec![]).unwrap();
+        thread.resume();
+        thread.resume();
+        thread.resume();
+        thread.park().unwrap();
+        assert_eq!(thread.worker().drained, 1);
+        assert!(thread.stop().is_some());
     }
 }

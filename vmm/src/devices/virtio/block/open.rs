@@ -1,0 +1,205 @@
+//! Opens a disk for a guest: the right kind of file, writable if it must be, and locked against a
+//! second guest.
+//!
+//! Locks are open-file-description locks on single bytes far beyond any disk's end, so that they
+//! never touch data. [`LockRange::Owner`] is held by whoever runs the guest; [`LockRange::Next`]
+//! is for a host that prepares to take the guest over. A writable disk takes exclusive locks, a
+//! read-only one shared ones. The lock lives as long as the file is open anywhere.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+
+/// Bytes of a sector, the unit of every disk's size.
+pub const SECTOR_BYTES: u64 = 512;
+
+/// Why a file cannot be a guest's disk.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskOpenError {
+    /// Nothing there.
+    #[error("disk {0} does not exist; create it (`truncate -s 10G {0}`) or correct the path")]
+    Missing(PathBuf),
+    /// Not allowed at all.
+    #[error(
+        "no permission to open disk {path} for {access}; give this user access to the file and its directories"
+    )]
+    Permission {
+        /// The disk.
+        path: PathBuf,
+        /// "reading" or "reading and writing".
+        access: &'static str,
+    },
+    /// May be read but not written.
+    #[error("disk {0} is read-only for this user; make it writable or attach it read-only")]
+    ReadOnly(PathBuf),
+    /// A directory, a pipe, …
+    #[error("{path} is {kind}; a disk must be a regular file or a block device")]
+    Kind {
+        /// The path.
+        path: PathBuf,
+        /// What stands there.
+        kind: &'static str,
+    },
+    /// No `O_DIRECT`.
+    #[error(
+        "the file system of disk {0} does not support direct I/O; use cache=writeback or move the disk"
+    )]
+    DirectUnsupported(PathBuf),
+    /// Another guest has it.
+    #[error(
+        "disk {0} is locked by another guest; stop that guest, or attach the disk read-only to both"
+    )]
+    Locked(PathBuf),
+    /// The file system has no locks.
+    #[error("cannot lock disk {path}: {source}; the file system must support byte-range locks")]
+    Lock {
+        /// The disk.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// Anything else that opening met.
+    #[error("cannot open disk {path}: {source}")]
+    Open {
+        /// The disk.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// The opened file does not tell its properties.
+    #[error("cannot inspect the disk: {0}")]
+    Inspect(#[source] io::Error),
+    /// Nothing in it.
+    #[error("the disk is empty; give it a size (`truncate -s 10G FILE`)")]
+    Empty,
+    /// A ragged end.
+    #[error("the disk has {0} bytes, which is not a multiple of 512; grow it to {next}", next = .0.next_multiple_of(SECTOR_BYTES))]
+    Size(u64),
+    /// A ragged end for direct I/O.
+    #[error("the disk has {size} bytes, but direct I/O here needs a multiple of {block}; grow it to {next} or use cache=writeback", next = size.next_multiple_of((*block).into()))]
+    DirectSize {
+        /// Bytes of the disk.
+        size: u64,
+        /// Bytes of a block.
+        block: u32,
+    },
+    /// Direct I/O with odd demands.
+    #[error(
+        "direct I/O on the disk needs alignment to {block} bytes on disk and {memory} in memory; at most 4096 is supported: use cache=writeback"
+    )]
+    Alignment {
+        /// Of buffers.
+        memory: usize,
+        /// Of offsets.
+        block: u32,
+    },
+}
+
+/// Bytes that are locked to own a disk, or to be about to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockRange {
+    /// Byte 2^62: held while a guest uses the disk.
+    Owner,
+    /// Byte 2^62 + 1: held by a host that is about to take a guest over.
+    Next,
+}
+
+impl LockRange {
+    fn start(self) -> i64 {
+        (1 << 62) + i64::from(self == Self::Next)
+    }
+}
+
+/// Opens the disk at `path` and takes its [`LockRange::Owner`] lock: exclusive, or shared if
+/// `read_only`. `direct` bypasses the page cache (`O_DIRECT`).
+pub fn open_disk(path: &Path, read_only: bool, direct: bool) -> Result<File, DiskOpenError> {
+    let file = open_file(path, read_only, direct)?;
+    let kind = file.metadata().map_err(DiskOpenError::Inspect)?.file_type();
+    let refused = if kind.is_dir() {
+        Some("a directory")
+    } else if kind.is_file() || kind.is_block_device() {
+        None
+    } else {
+        Some("neither a file nor a block device")
+    };
+    if let Some(kind) = refused {
+        return Err(DiskOpenError::Kind { path: path.to_owned(), kind });
+    }
+    disk_size(&file)?;
+    match try_lock(&file, LockRange::Owner, read_only) {
+        Ok(true) => Ok(file),
+        Ok(false) => Err(DiskOpenError::Locked(path.to_owned())),
+        Err(source) => Err(DiskOpenError::Lock { path: path.to_owned(), source }),
+    }
+}
+
+/// Takes a lock, exclusive or `shared`; `false` if somebody else's stands in the way.
+pub fn try_lock(file: &File, range: LockRange, shared: bool) -> io::Result<bool> {
+    let kind = if shared { libc::F_RDLCK } else { libc::F_WRLCK };
+    match set_lock(file, range, kind) {
+        Ok(()) => Ok(true),
+        Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Drops a lock; one that is not held does no harm.
+pub fn unlock(file: &File, range: LockRange) -> io::Result<()> {
+    set_lock(file, range, libc::F_UNLCK).map_err(Into::into)
+}
+
+fn set_lock(file: &File, range: LockRange, kind: libc::c_int) -> Result<(), Errno> {
+    let lock = libc::flock {
+        l_type: libc::c_short::try_from(kind).map_err(|_| Errno::EINVAL)?,
+        l_whence: libc::c_short::try_from(libc::SEEK_SET).map_err(|_| Errno::EINVAL)?,
+        l_start: range.start(),
+        l_len: 1,
+        l_pid: 0,
+    };
+    fcntl(file, FcntlArg::F_OFD_SETLK(&lock)).map(drop)
+}
+
+/// Bytes of an open disk, checked to be a positive multiple of 512.
+pub fn disk_size(file: &File) -> Result<u64, DiskOpenError> {
+    let mut file = file;
+    // Seeking, because a block device has no length in its metadata.
+    let size = file.seek(SeekFrom::End(0)).map_err(DiskOpenError::Inspect)?;
+    match size {
+        0 => Err(DiskOpenError::Empty),
+        n if !n.is_multiple_of(SECTOR_BYTES) => Err(DiskOpenError::Size(n)),
+        n => Ok(n),
+    }
+}
+
+fn open_file(path: &Path, read_only: bool, direct: bool) -> Result<File, DiskOpenError> {
+    let open = |write: bool, direct: bool| {
+        // Not blocking, lest a pipe at the path hang the caller; files and disks ignore it.
+        let flags = libc::O_NONBLOCK | if direct { libc::O_DIRECT } else { 0 };
+        OpenOptions::new().read(true).write(write).custom_flags(flags).open(path)
+    };
+    let path_buf = || path.to_owned();
+    let source = match open(!read_only, direct) {
+        Ok(file) => return Ok(file),
+        Err(source) => source,
+    };
+    Err(match source.raw_os_error() {
+        Some(libc::ENOENT | libc::ENOTDIR) => DiskOpenError::Missing(path_buf()),
+        Some(libc::EISDIR) => DiskOpenError::Kind { path: path_buf(), kind: "a directory" },
+        Some(libc::EROFS) => DiskOpenError::ReadOnly(path_buf()),
+        Some(libc::EACCES | libc::EPERM) if !read_only && open(false, false).is_ok() => {
+            DiskOpenError::ReadOnly(path_buf())
+        }
+        Some(libc::EACCES | libc::EPERM) => DiskOpenError::Permission {
+            path: path_buf(),
+            access: if read_only { "reading" } else { "reading and writing" },
+        },
+        Some(libc::EINVAL) if direct && open(!read_only, false).is_ok() => {
+            DiskOpenError::DirectUnsupported(path_buf())
+        }
+        _ => DiskOpenError::Open { path: path_buf(), source },
+    })
+}
