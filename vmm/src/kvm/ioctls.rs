@@ -21,14 +21,14 @@ use nr::*;
 mod nr {
     use super::*;
 
-ioctl_iow_nr!(KVM_GET_DIRTY_LOG, KVMIO, 0x42, kvm_dirty_log);
-ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xC0, kvm_clear_dirty_log);
-ioctl_io_nr!(KVM_RESET_DIRTY_RINGS, KVMIO, 0xC7);
-ioctl_ior_nr!(KVM_GET_XSAVE2, KVMIO, 0xCF, kvm_xsave);
-ioctl_iow_nr!(KVM_SET_XSAVE, KVMIO, 0xA5, kvm_xsave);
-ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xE2, kvm_device_attr);
-ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xE1, kvm_device_attr);
-ioctl_iow_nr!(KVM_HAS_DEVICE_ATTR, KVMIO, 0xE3, kvm_device_attr);
+    ioctl_iow_nr!(KVM_GET_DIRTY_LOG, KVMIO, 0x42, kvm_dirty_log);
+    ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xC0, kvm_clear_dirty_log);
+    ioctl_io_nr!(KVM_RESET_DIRTY_RINGS, KVMIO, 0xC7);
+    ioctl_ior_nr!(KVM_GET_XSAVE2, KVMIO, 0xCF, kvm_xsave);
+    ioctl_iow_nr!(KVM_SET_XSAVE, KVMIO, 0xA5, kvm_xsave);
+    ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xE2, kvm_device_attr);
+    ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xE1, kvm_device_attr);
+    ioctl_iow_nr!(KVM_HAS_DEVICE_ATTR, KVMIO, 0xE3, kvm_device_attr);
 }
 
 fn check(ret: i32) -> io::Result<()> {

@@ -161,8 +161,8 @@ impl<'a> Makers<'a> {
     fn new(kvm: &'a Kvm, vm: &'a Vm, config: &MachineConfig) -> Result<Self, MachineError> {
         kick::install()
             .map_err(|source| vcpu(0)(VcpuError::Call { call: "a signal handler", source }))?;
-        let rings = (config.dirty_tracking == DirtyTracking::Ring)
-            .then(|| Arc::new(RingSet::default()));
+        let rings =
+            (config.dirty_tracking == DirtyTracking::Ring).then(|| Arc::new(RingSet::default()));
         let vcpus = config.vcpus.get();
         let boot_id = clock::boot_id();
         Ok(Self { kvm, vm, vcpus, rings, abilities: None, made: Vec::new(), boot_id })
@@ -200,9 +200,8 @@ impl<'a> Makers<'a> {
             .map_err(KvmError::call("KVM_GET_SUPPORTED_CPUID"))?;
         let supported = regs::cpuid_entries(&supported);
         for (index, (fd, cpuid)) in (0u32..).zip(&mut self.made) {
-            let khz = fd
-                .get_tsc_khz()
-                .map_err(|e| vcpu(index)(VcpuError::call("KVM_GET_TSC_KHZ")(e)))?;
+            let khz =
+                fd.get_tsc_khz().map_err(|e| vcpu(index)(VcpuError::call("KVM_GET_TSC_KHZ")(e)))?;
             let platform = Platform {
                 vcpus: self.vcpus,
                 backend: self.kvm.backend(),

@@ -1,6 +1,7 @@
 //! The devices of one machine: made fresh or from a saved state, wired to interrupts and buses,
 //! drained, resumed and saved together.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,10 +15,10 @@ use crate::devices::i8042::I8042;
 use crate::devices::serial::Serial;
 use crate::devices::virtio::block::{Block, BlockSpec};
 use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
-use crate::devices::virtio::net::{Net, NetSpec};
+use crate::devices::virtio::net::{NetDevice as Net, NetSpec};
 use crate::devices::virtio::rng::Rng;
-use crate::devices::virtio::vconsole::VirtioConsole;
-use crate::devices::virtio::vsock::{Vsock, VsockSpec};
+use crate::devices::virtio::vconsole::{ConsoleDevice, Port};
+//T use crate::devices::virtio::vsock::{Vsock, VsockSpec};
 use crate::devices::virtio::{DeviceError, VirtioDevice};
 use crate::devices::vmgenid::VmGenId;
 use crate::eventfd::EventFd;
@@ -39,8 +40,7 @@ pub enum VirtioSpec {
     Console(ConsolePort),
     /// A source of random bytes, read from the file.
     Rng(File),
-    /// A socket to the host.
-    Vsock(VsockSpec),
+    //T     Vsock(VsockSpec),
 }
 
 impl VirtioSpec {
@@ -50,7 +50,7 @@ impl VirtioSpec {
             Self::Net(_) => "network interface",
             Self::Console(_) => "virtio console",
             Self::Rng(_) => "entropy source",
-            Self::Vsock(_) => "vsock",
+            //T             Self::Vsock(_) => "vsock",
         }
     }
 
@@ -58,9 +58,9 @@ impl VirtioSpec {
         Ok(match self {
             Self::Block(spec) => Box::new(Block::new(spec).map_err(spec_error("disk"))?),
             Self::Net(spec) => Box::new(Net::new(spec)?),
-            Self::Console(port) => Box::new(VirtioConsole::new(port)),
+            Self::Console(port) => Box::new(ConsoleDevice::new(shared(port), None)),
             Self::Rng(file) => Box::new(Rng::new(file)),
-            Self::Vsock(spec) => Box::new(Vsock::new(spec)?),
+            //T             Self::Vsock(spec) => Box::new(Vsock::new(spec)?),
         })
     }
 
@@ -72,15 +72,38 @@ impl VirtioSpec {
                 Box::new(Block::restore(spec, s).map_err(spec_error("disk"))?)
             }
             (Self::Net(spec), S::Net(s)) => Box::new(Net::restore(spec, s)?),
-            (Self::Console(port), S::Console(s)) => Box::new(VirtioConsole::restore(port, s)?),
+            (Self::Console(port), S::Console(s)) => {
+                Box::new(ConsoleDevice::restore(shared(port), s)?)
+            }
             (Self::Rng(file), S::Rng(s)) => Box::new(Rng::restore(file, s)),
-            (Self::Vsock(spec), S::Vsock(s)) => Box::new(Vsock::restore(spec, s)?),
+            //T             (Self::Vsock(spec), S::Vsock(s)) => Box::new(Vsock::restore(spec, s)?),
             (_, other) => {
                 let reason = format!("the saved guest has another device there: {other:?}");
                 return Err(DeviceError::State { device: name, reason });
             }
         })
     }
+}
+
+/// The host's console as the virtio console wants it.
+struct HostPort(ConsolePort);
+
+impl Port for HostPort {
+    fn output(&mut self, bytes: &[u8]) {
+        self.0.write(bytes);
+    }
+
+    fn input(&mut self, max: usize, to: &mut VecDeque<u8>) {
+        to.extend(self.0.take(max));
+    }
+
+    fn input_ready(&self) -> EventFd {
+        self.0.input_ready()
+    }
+}
+
+fn shared(port: ConsolePort) -> Arc<Mutex<dyn Port>> {
+    Arc::new(Mutex::new(HostPort(port)))
 }
 
 fn spec_error<E: std::fmt::Display>(device: &'static str) -> impl FnOnce(E) -> DeviceError {
@@ -131,7 +154,7 @@ impl Devices {
         events: &EventSink,
         generation_id: [u8; 16],
     ) -> Result<Self, MachineError> {
-        let serial = Serial::new(irqfd(vm, layout::SERIAL_GSI)?, console.port());
+        let serial = Serial::new(console.port(), irqfd(vm, layout::SERIAL_GSI)?);
         let pm = AcpiPm::new(Box::new(Sci(vm.clone())), events.clone());
         let vmgenid = VmGenId::new(vm.ram().clone(), generation_id)
             .map_err(|e| platform("VM generation id")(&e))?;
@@ -155,12 +178,11 @@ impl Devices {
         events: &EventSink,
         state: &MachineState,
     ) -> Result<Self, MachineError> {
-        let serial =
-            Serial::restore(irqfd(vm, layout::SERIAL_GSI)?, console.port(), &state.serial)
-                .map_err(|e| platform("serial port")(&e))?;
-        let pm = AcpiPm::restore(Box::new(Sci(vm.clone())), events.clone(), &state.pm)
+        let serial = Serial::restore(&state.serial, console.port(), irqfd(vm, layout::SERIAL_GSI)?)
+            .map_err(|e| platform("serial port")(&e))?;
+        let pm = AcpiPm::restore(&state.pm, Box::new(Sci(vm.clone())), events.clone())
             .map_err(|e| platform("ACPI hardware")(&e))?;
-        let vmgenid = VmGenId::restore(vm.ram().clone(), &state.vmgenid);
+        let vmgenid = VmGenId::restore(&state.vmgenid, vm.ram().clone());
         let mut virtio = Vec::new();
         for (slot, (spec, saved)) in specs.into_iter().zip(&state.virtio).enumerate() {
             let name = spec.name();
@@ -235,7 +257,7 @@ impl Devices {
     /// Lets every device go on.
     pub fn resume(&self) {
         lock(&self.serial).resume();
-        lock(&self.pm).resume();
+        lock(&self.pm).drive();
         for transport in &self.virtio {
             lock(transport).resume();
         }

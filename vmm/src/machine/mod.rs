@@ -151,7 +151,10 @@ impl Running {
         let vcpus = start.elapsed();
         let faults = machine.devices.drain();
         machine.faults.extend(faults);
-        Paused { machine, stop: StopTimes { vcpus, devices: start.elapsed().saturating_sub(vcpus) } }
+        Paused {
+            machine,
+            stop: StopTimes { vcpus, devices: start.elapsed().saturating_sub(vcpus) },
+        }
     }
 
     /// Guest RAM.

@@ -40,7 +40,9 @@ pub enum StateError {
     #[error("this is not a saved machine state (it does not begin with MIGSTATE)")]
     Magic,
     /// The end is missing, or there is something behind it.
-    #[error("the machine state is {found} bytes long but should be {wanted}: the copy is incomplete")]
+    #[error(
+        "the machine state is {found} bytes long but should be {wanted}: the copy is incomplete"
+    )]
     Length {
         /// Bytes at hand.
         found: u64,
@@ -48,7 +50,9 @@ pub enum StateError {
         wanted: u64,
     },
     /// The header is damaged.
-    #[error("the header of the machine state is damaged (checksum {found:#010x}, should be {wanted:#010x})")]
+    #[error(
+        "the header of the machine state is damaged (checksum {found:#010x}, should be {wanted:#010x})"
+    )]
     HeaderChecksum {
         /// Computed.
         found: u32,
@@ -64,10 +68,14 @@ pub enum StateError {
         wanted: u32,
     },
     /// From a newer program.
-    #[error("the machine state has version {0}, this program reads up to {VERSION}: use a newer one")]
+    #[error(
+        "the machine state has version {0}, this program reads up to {VERSION}: use a newer one"
+    )]
     TooNew(u32),
     /// From a program too old.
-    #[error("the machine state has version {0}, this program reads from {OLDEST} on: load it with an older one, and save it again")]
+    #[error(
+        "the machine state has version {0}, this program reads from {OLDEST} on: load it with an older one, and save it again"
+    )]
     TooOld(u32),
     /// Larger than any state can be.
     #[error("the machine state claims {0} bytes, more than any machine has")]
