@@ -6,6 +6,7 @@ scribbler_image_start:
     cli                                  # PVH entry: flat 32-bit, ebx = start info
     cld
     mov dword ptr [SC_HEADER + H_START_INFO], ebx
+    lgdt [SC_LOAD + 0x20]
     jmp sc_start32
 
 .org scribbler_image_start + 0x20
@@ -19,8 +20,7 @@ sc_idt_ptr:
     .quad SC_IDT
 
 .org scribbler_image_start + 0x40
-sc_start32:                              # boot CPU and APs meet here
-    lgdt [SC_LOAD + 0x20]
+sc_start32:                              # boot CPU and APs meet here, GDT loaded
     mov eax, SEL_DATA
     mov ds, eax
     mov es, eax
@@ -106,33 +106,42 @@ sc_tramp_gdt:
     jmp sc_exception
     .set sc_v, sc_v + 1
 .endr
-    .balign 16                           # stub 32: timer
+.org scribbler_image_start + 0x800       # stubs 32, 33: timer
 sc_timer:
     push rax
     mov eax, SC_LAPIC
     mov dword ptr [rax + 0xB0], 0        # EOI
     pop rax
     iretq
-    .balign 16                           # stub 33: spurious
+.org scribbler_image_start + 0x820       # stub 34: spurious
     iretq
-    .balign 16                           # stub 34: service
-    jmp sc_service
+.org scribbler_image_start + 0x830       # stub 35: invalid opcode
+    cmp qword ptr [rsp], SC_CALL         # the service call, or a real one
+    je sc_service
+    push 0
+    push 6
+    jmp sc_exception
+
+# How ring 3 calls ring 0 (eax = service). By an invalid opcode, because `int n` is the one
+# thing the software backend cannot deliver from ring 3; exceptions work everywhere.
+.org scribbler_image_start + 0x8F0
+sc_call:
+    ud2
+    ret
 
 .org scribbler_image_start + 0x900
 .set sc_v, 0
 .rept 0x40
     .set sc_h, SC_STUBS + sc_v * 16
-    .set sc_t, 0x8E                      # interrupt gate, ring 0 only
     .if sc_v == VEC_TIMER
     .set sc_h, SC_STUBS + 32 * 16
-    .elseif sc_v == VEC_SERVICE
-    .set sc_h, SC_STUBS + 34 * 16
-    .set sc_t, 0xEE                      # ring 3 may call it
+    .elseif sc_v == 6
+    .set sc_h, SC_STUBS + 35 * 16
     .elseif sc_v >= 32
-    .set sc_h, SC_STUBS + 33 * 16
+    .set sc_h, SC_STUBS + 34 * 16
     .endif
     .word sc_h & 0xFFFF, SEL_CODE0
-    .byte 0, sc_t
+    .byte 0, 0x8E                        # interrupt gate, ring 0 only
     .word sc_h >> 16
     .quad 0
     .set sc_v, sc_v + 1
@@ -238,6 +247,7 @@ sc_probe:
 
 # eax = service. Idle: rdi = TSC ticks, esi = ns until the timer. Clobbers rax, rcx, rdx.
 sc_service:
+    add qword ptr [rsp], 2               # past the ud2
     test eax, eax
     jnz sc_stop
     mov ecx, SC_HEADER

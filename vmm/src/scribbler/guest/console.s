@@ -300,7 +300,7 @@ sc_power_off:
 2:  mov al, 0xFE                         # reset by the keyboard controller
     out 0x64, al
 3:  mov eax, SVC_STOP
-    int VEC_SERVICE
+    call sc_call
 
 # rdi = next event so far; the console's own are taken into account. Clobbers rax.
 sc_next_event:

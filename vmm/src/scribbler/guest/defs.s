@@ -5,6 +5,7 @@
 .equ SC_LOAD,       0x100000
 .equ SC_GDT,        SC_LOAD + 0x0200     # in the image
 .equ SC_STUBS,      SC_LOAD + 0x0600     # exception stubs, 16 bytes each
+.equ SC_CALL,       SC_LOAD + 0x08F0     # the ud2 that calls ring 0
 .equ SC_IDT,        SC_LOAD + 0x0900
 .equ SC_PML4,       SC_LOAD + 0x4000
 .equ SC_PDPT,       SC_LOAD + 0x5000
@@ -41,7 +42,6 @@
 .equ SEL_CODE3,     0x2B
 .equ SEL_TSS,       0x40
 .equ VEC_TIMER,     0x30
-.equ VEC_SERVICE,   0x31
 .equ VEC_SPURIOUS,  0x3F
 .equ SVC_IDLE,      0
 .equ SVC_STOP,      1

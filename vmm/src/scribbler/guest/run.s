@@ -58,7 +58,7 @@ sc_wait:
     shl rax, cl
 4:  mov rdi, rax
     mov eax, SVC_IDLE
-    int VEC_SERVICE
+    call sc_call
     ret
 3:  mov ecx, 8
 5:  pause

@@ -98,5 +98,5 @@ sc_fatal:
     call sc_nl
     call sc_flush
     mov eax, SVC_STOP
-    int VEC_SERVICE
+    call sc_call
 sc_s_error: .asciz "\nSCRIBBLER-ERROR "
