@@ -223,25 +223,31 @@ sc_report:
     jnz 2b
     mov qword ptr [r14 + H_REPORTED], rax
     call sc_first_errors
-    mov ebx, C_SW_ERRORS
+    mov ebx, C_ERRORS
     call sc_sum
-    mov rbp, rax
+    mov rbp, rax                         # ever, not only now: only that proves anything
     mov ebx, C_SW_PAGES
     call sc_sum
-    mov rbx, rax
+    push rax
     call sc_line
-    lea rsi, [rip + sc_s_bad_sweep]
-    mov rax, qword ptr [r14 + H_WS_PAGES]
-    add rax, qword ptr [r14 + H_DATA_PAGES]
-    cmp rax, rbx                         # a sweep that missed a page is no proof
-    jne 4f
-    test rbp, rbp
-    jnz 4f
     lea rsi, [rip + sc_s_ok]
-4:  mov rax, rbx
+    mov rdx, qword ptr [r14 + H_WS_PAGES]
+    add rdx, qword ptr [r14 + H_DATA_PAGES]
+    xor rdx, rax                         # a sweep that missed a page is no proof
+    or rdx, rbp
+    mov rbx, rdx
+    jz 4f
+    lea rsi, [rip + sc_s_bad_sweep]
+4:  pop rax
     call sc_field
     lea rsi, [rip + sc_s_errors]
     mov rax, rbp
+    call sc_field
+    test rbx, rbx
+    jz 5f
+    mov ebx, C_SW_ERRORS
+    call sc_sum
+    lea rsi, [rip + sc_s_now]
     call sc_field
     cmp rdi, -1
     je 5f
@@ -337,5 +343,6 @@ sc_s_clock: .asciz " kvmclock="
 sc_s_fill: .asciz " fill_ms="
 sc_s_ok: .asciz "\nVERIFY ok pages="
 sc_s_bad_sweep: .asciz "\nVERIFY BAD pages="
+sc_s_now: .asciz " now="
 sc_s_first: .asciz " first="
 sc_s_off: .asciz "\nSCRIBBLER-POWEROFF\n"
