@@ -32,7 +32,7 @@
 //!
 //! # Time
 //! kvmclock if there is one, else the TSC. A clock that goes back is counted (`clk_back`). Time
-//! missed in a pause is not caught up beyond 10 ms' worth of rewrites. Waits of 1 ms or more halt
+//! missed in a pause is not caught up beyond 50 ms' worth of rewrites. Waits of 1 ms or more halt
 //! the CPU; shorter ones spin, so `hb` below 1 ms or more than 1000 pages a second and CPU keep
 //! it busy.
 

@@ -140,9 +140,9 @@
 # ---- pacing
 .equ NS_PER_S,      1000000000
 .equ NS_PER_MS,     1000000
-.equ IDLE_MIN,      1000000              # shorter waits spin
+.equ IDLE_MIN,      500000               # shorter waits spin
 .equ AP_NAP,        100000000            # so that requests are seen
-.equ CREDIT_NS,     10000000             # most time that is ever caught up
+.equ CREDIT_NS,     50000000             # most time that is ever caught up
 .equ BATCH,         4                    # pages between two looks at the clock
 .equ LOG_ENTRIES,   65536
 
