@@ -17,7 +17,6 @@ use vmm_sys_util::{ioctl_io_nr, ioctl_ior_nr, ioctl_iow_nr, ioctl_iowr_nr};
 use nr::*;
 
 /// Numbers from include/uapi/linux/kvm.h.
-#[expect(missing_docs, reason = "generated functions named like the ioctls")]
 mod nr {
     use super::*;
 
