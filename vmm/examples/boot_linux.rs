@@ -31,9 +31,16 @@ fn main() {
     let builder = Builder::new(&kvm, parts).unwrap();
     eprintln!("builder {:?}", t.elapsed());
     let mut boot = BootSource {
-        kernel: KernelImage::File(std::fs::File::open(std::env::args().nth(3).unwrap() + "/vmlinux").unwrap()),
-        initrd: Some(std::fs::File::open(std::env::args().nth(3).unwrap() + "/initramfs.cpio").unwrap()),
-        cmdline: std::fs::read_to_string(std::env::args().nth(3).unwrap() + "/cmdline").unwrap().trim().into(),
+        kernel: KernelImage::File(
+            std::fs::File::open(std::env::args().nth(3).unwrap() + "/vmlinux").unwrap(),
+        ),
+        initrd: Some(
+            std::fs::File::open(std::env::args().nth(3).unwrap() + "/initramfs.cpio").unwrap(),
+        ),
+        cmdline: std::fs::read_to_string(std::env::args().nth(3).unwrap() + "/cmdline")
+            .unwrap()
+            .trim()
+            .into(),
         acpi: true,
     };
     let paused = builder.boot(&mut boot).unwrap();
@@ -49,10 +56,23 @@ fn main() {
         let t = Instant::now();
         let state = paused.save().unwrap();
         let bytes = vmm::state::encode(&state).unwrap();
-        eprintln!("save {:?} {} bytes, {} msrs", t.elapsed(), bytes.len(), state.vcpus[0].msrs.len());
+        eprintln!(
+            "save {:?} {} bytes, {} msrs",
+            t.elapsed(),
+            bytes.len(),
+            state.vcpus[0].msrs.len()
+        );
         let r = &state.vcpus[0];
         let q = |i: usize| u64::from_le_bytes(r.regs[i * 8..i * 8 + 8].try_into().unwrap());
-        eprintln!("rip {:#x} rsp {:#x} rflags {:#x} mp {} rax {:#x} rbx {:#x}", q(16), q(6), q(17), r.mp_state, q(0), q(1));
+        eprintln!(
+            "rip {:#x} rsp {:#x} rflags {:#x} mp {} rax {:#x} rbx {:#x}",
+            q(16),
+            q(6),
+            q(17),
+            r.mp_state,
+            q(0),
+            q(1)
+        );
         running = paused.resume().unwrap();
     }
 }

@@ -26,6 +26,7 @@ fn main() {
         ..Default::default()
     })
     .unwrap();
+    let port = console.port();
     let parts = Parts { config, events, serial: console, virtio: vec![] };
     let t = Instant::now();
     let builder = Builder::new(&kvm, parts).unwrap();
@@ -36,6 +37,7 @@ fn main() {
         cmdline: params.command_line(cpus, Some(0x600)),
         acpi: true,
     };
+    port.write(b"hello\n");
     let paused = builder.boot(&mut boot).unwrap();
     eprintln!("boot {:?}", t.elapsed());
     let mut running = paused.resume().unwrap();
@@ -49,10 +51,23 @@ fn main() {
         let t = Instant::now();
         let state = paused.save().unwrap();
         let bytes = vmm::state::encode(&state).unwrap();
-        eprintln!("save {:?} {} bytes, {} msrs", t.elapsed(), bytes.len(), state.vcpus[0].msrs.len());
+        eprintln!(
+            "save {:?} {} bytes, {} msrs",
+            t.elapsed(),
+            bytes.len(),
+            state.vcpus[0].msrs.len()
+        );
         let r = &state.vcpus[0];
         let q = |i: usize| u64::from_le_bytes(r.regs[i * 8..i * 8 + 8].try_into().unwrap());
-        eprintln!("rip {:#x} rsp {:#x} rflags {:#x} mp {} rax {:#x} rbx {:#x}", q(16), q(6), q(17), r.mp_state, q(0), q(1));
+        eprintln!(
+            "rip {:#x} rsp {:#x} rflags {:#x} mp {} rax {:#x} rbx {:#x}",
+            q(16),
+            q(6),
+            q(17),
+            r.mp_state,
+            q(0),
+            q(1)
+        );
         running = paused.resume().unwrap();
     }
 }

@@ -123,11 +123,21 @@ impl IrqLine for Sci {
 
 /// Everything on the buses.
 pub struct Devices {
+    /// Kept because a console closes when its last holder goes.
+    _console: Console,
     buses: Arc<Buses>,
     serial: Arc<Mutex<Serial>>,
     pm: Arc<Mutex<AcpiPm>>,
     vmgenid: Arc<Mutex<VmGenId>>,
     virtio: Vec<Arc<Mutex<MmioTransport>>>,
+}
+
+/// The devices that every machine has, not on the bus yet.
+struct Legacy {
+    console: Console,
+    serial: Arc<Mutex<Serial>>,
+    pm: AcpiPm,
+    vmgenid: VmGenId,
 }
 
 fn lock<T: ?Sized>(device: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -167,7 +177,8 @@ impl Devices {
                 .map_err(|e| platform("cannot create event descriptors")(&e))?;
             virtio.push(transport);
         }
-        Self::wire(vm, serial, pm, vmgenid, virtio, events)
+        let legacy = Legacy { console, serial, pm, vmgenid };
+        Self::wire(vm, legacy, virtio, events)
     }
 
     /// The devices of a saved machine, parked.
@@ -192,18 +203,18 @@ impl Devices {
                 .map_err(at_slot(name, slot))?;
             virtio.push(transport);
         }
-        Self::wire(vm, serial, pm, vmgenid, virtio, events)
+        let legacy = Legacy { console, serial, pm, vmgenid };
+        Self::wire(vm, legacy, virtio, events)
     }
 
     /// Puts the devices on the buses and their notifications into KVM.
     fn wire(
         vm: &Vm,
-        serial: Arc<Mutex<Serial>>,
-        pm: AcpiPm,
-        vmgenid: VmGenId,
+        legacy: Legacy,
         transports: Vec<MmioTransport>,
         events: &EventSink,
     ) -> Result<Self, MachineError> {
+        let Legacy { console, serial, pm, vmgenid } = legacy;
         let overlap = platform("the bus");
         let mut pio = Bus::default();
         let mut mmio = Bus::default();
@@ -227,7 +238,8 @@ impl Devices {
             virtio.push(transport);
         }
         let buses = Arc::new(Buses { pio, mmio });
-        Ok(Self { buses, serial, pm, vmgenid: Arc::new(Mutex::new(vmgenid)), virtio })
+        let vmgenid = Arc::new(Mutex::new(vmgenid));
+        Ok(Self { _console: console, buses, serial, pm, vmgenid, virtio })
     }
 
     pub fn buses(&self) -> Arc<Buses> {
