@@ -175,7 +175,7 @@ fn is_word(byte: u8) -> bool {
 
 /// The line (from 1) of byte `at`.
 pub fn line_of(text: &str, at: usize) -> usize {
-    1 + text.as_bytes()[..at].iter().filter(|&&b| b == b'\n').count()
+    1 + text[..at].matches('\n').count()
 }
 
 /// Where `word` stands in `code` as a whole word.
