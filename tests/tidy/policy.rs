@@ -4,7 +4,7 @@
 /// Most lines of a file outside its tests, comments and blank lines included.
 pub const FILE_LINES: usize = 500;
 
-/// Most lines of code of a function, its signature included, comments and blank lines not.
+/// Most lines of code between the braces of a function, without comments and blank lines.
 pub const FUNCTION_LINES: usize = 70;
 
 /// Most bytes of a file in the repository.

@@ -253,7 +253,7 @@ pub struct Function {
     pub name: String,
     /// Line of its `fn`, from 1.
     pub line: usize,
-    /// Lines from `fn` to the closing brace that have code on them.
+    /// Lines between its braces that have code on them; clippy's `too_many_lines` counts so too.
     pub lines: usize,
 }
 
@@ -276,7 +276,8 @@ pub fn functions(code: &str) -> Vec<Function> {
         while let Some(&byte) = bytes.get(at) {
             match byte {
                 b'{' => {
-                    let body = &code[start..behind_bracket(code, at)];
+                    let body = &code[at + 1..behind_bracket(code, at)];
+                    let body = body.strip_suffix('}').unwrap_or(body);
                     let lines = body.lines().filter(|l| !l.trim().is_empty()).count();
                     found.push(Function { name, line: line_of(code, start), lines });
                     break;
@@ -436,7 +437,7 @@ mod tests {
         let text = "fn a() -> [u8; { 2 }] {\n  // }\n\n  if x { \"}\" }\n}\ntrait T { fn b(&self); }\n\
                     type F = fn(u8);\nimpl X {\n  const fn c()\n  where A: B,\n  {\n  }\n}";
         let found = functions(&code(text));
-        let expected = [("a", 1, 3), ("c", 9, 4)].map(|(name, line, lines)| Function {
+        let expected = [("a", 1, 1), ("c", 9, 0)].map(|(name, line, lines)| Function {
             name: name.to_owned(),
             line,
             lines,

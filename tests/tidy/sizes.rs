@@ -65,8 +65,8 @@ mod tests {
     #[test]
     fn long_functions_are_found() {
         let body = |lines| format!("\nfn f() {{\n// c\n\n{}}}\n", "x;\n".repeat(lines));
-        let fits = body(FUNCTION_LINES - 2);
-        let long = body(FUNCTION_LINES - 1);
+        let fits = body(FUNCTION_LINES);
+        let long = body(FUNCTION_LINES + 1);
         let tree = Tree::planted(&[("src/fits.rs", &fits), ("tests/long.rs", &long)]);
         let found = functions(&tree);
         assert_eq!(found.len(), 1, "{found:?}");
