@@ -415,7 +415,7 @@ impl Init {
             ("PATH", "/bin:/sbin:/usr/bin:/usr/sbin"),
             ("HOME", "/root"),
             ("TERM", "linux"),
-            ("PS1", "guest# "),
+            ("PS1", if parameters.shell.as_deref() == Some("plain") { "" } else { "guest# " }),
         ] {
             // SAFETY: this process has one thread.
             unsafe { std::env::set_var(key, value) };
@@ -600,7 +600,8 @@ impl Init {
             End::Reboot => ("REBOOT", sys::RESTART),
             End::Halt => ("HALT", sys::HALT),
         };
-        say(&format!("GUEST-{word}"));
+        // A prompt may stand on the line already.
+        say(&format!("\nGUEST-{word}"));
         // What is still in the UART when the machine goes away is lost.
         sys::drain(1);
         std::thread::sleep(std::time::Duration::from_millis(100));
