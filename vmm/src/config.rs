@@ -113,6 +113,9 @@ pub enum DirtyTracking {
     Log,
     /// A ring of dirty pages for each vCPU.
     Ring,
+    /// The bitmap as kernels before 5.0 offer it: reading it re-arms every page at once. `Log`
+    /// falls back to it; named here so that the fall-back can be tested.
+    PlainLog,
 }
 
 /// The parts of a machine that the guest can see and that do not name anything on the host.

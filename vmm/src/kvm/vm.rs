@@ -126,6 +126,9 @@ fn enable_log(kvm: &Kvm, fd: &VmFd, tracking: DirtyTracking) -> Result<LogMode, 
             .map_err(KvmError::call("KVM_CAP_DIRTY_LOG_RING"))?;
         return Ok(LogMode::Ring(bytes / RING_ENTRY_BYTES));
     }
+    if tracking == DirtyTracking::PlainLog {
+        return Ok(LogMode::Plain);
+    }
     let both = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET;
     let wanted = caps.manual_dirty_log & both;
     if wanted & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE == 0 {
