@@ -108,6 +108,10 @@ sc_status:
     call sc_sum
     lea rsi, [rip + sc_s_back]
     call sc_field
+    mov ebx, C_REGS
+    call sc_sum
+    lea rsi, [rip + sc_s_regs]
+    call sc_field
     mov rax, qword ptr [r14 + H_BEATS]
     lea rsi, [rip + sc_s_hb]
     call sc_field
@@ -330,6 +334,7 @@ sc_s_pages: .asciz " pages="
 sc_s_errors: .asciz " errors="
 sc_s_sweep: .asciz " sweep="
 sc_s_back: .asciz " clk_back="
+sc_s_regs: .asciz " regs="
 sc_s_hb: .asciz " hb="
 sc_s_gap: .asciz " gap="
 sc_s_mismatch: .asciz "\nMISMATCH page="
