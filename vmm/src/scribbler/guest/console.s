@@ -8,6 +8,12 @@ sc_console_init:
     add rax, qword ptr [r14 + H_STATUS]
     mov qword ptr [r14 + H_NEXT_STATUS], rax
     mov qword ptr [r14 + H_NEXT_VERIFY], -1
+    mov rdx, qword ptr [r14 + H_PM]
+    test edx, edx
+    jz sc_ret
+    add edx, 2
+    mov eax, 0x100                       # power button enabled: some VMMs want it
+    out dx, ax
     ret
 
 # Is it time? r8 = address of the next time, rcx = period; carry if so, and the next time is set.
