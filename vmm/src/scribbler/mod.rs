@@ -13,14 +13,15 @@
 //! # Parameters
 //! [`PARAMS`] lists them; [`Params`] parses `scribbler:ws=32M,rate=5000` and renders the command
 //! line, where they stand separated by spaces. There only: `cpus=` (1 to 32, default 1), and
-//! `pm=`, the port of the ACPI PM1a event block (power button; power off by S5).
+//! `pm=`, the port of the ACPI `PM1a` event block (power button; power off by S5).
 //!
 //! # Pages
 //! A page's 512 words derive from (seed, guest page number, version): magic, number, version,
 //! key, then a stream; see [`model`]. Each CPU owns a slice of the working set and visits it in a
 //! full-period permutation: version `r` before its visit in round `r`, `r + 1` after it. What a
 //! page must hold follows from the CPU's (round, position) alone, never from the page.
-//! `pattern=hot` keeps two such regions a CPU.
+//! `pattern=hot` keeps two such regions a CPU. Twelve SSE registers hold known values that are
+//! compared all the time (`regs`, and counted as errors): FPU state must arrive, too.
 //!
 //! # On the serial port
 //! One byte (`tag`) per heartbeat; missed ones are not made up for. Lines begin and end with a

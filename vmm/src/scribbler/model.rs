@@ -197,7 +197,7 @@ mod tests {
         for pages in [1, 2, 5, 64, 100] {
             let order = Permutation::random(pages, 3);
             let mut versions = vec![0; usize::try_from(pages).unwrap()];
-            for step in 0..3 * pages + 1 {
+            for step in 0..=3 * pages {
                 assert_eq!(order.versions(step), versions);
                 for page in order.steps(step, step + 1) {
                     versions[usize::try_from(page).unwrap()] += 1;
@@ -237,5 +237,24 @@ mod tests {
     #[test]
     fn golden_words() {
         assert_eq!(PageModel::new(1, 0).word(1357, 0, 256), 0xD2EB_AB7F_BCDB_56F6);
+    }
+
+    /// As long as these hold, a recorded state of a guest can still be checked.
+    #[test]
+    fn golden_orders_and_pages() {
+        let order = |round| Permutation::random(10, 1).round(round).collect::<Vec<_>>();
+        assert_eq!(order(0), [4, 0, 2, 5, 3, 7, 6, 8, 1, 9]);
+        assert_eq!(order(1), [1, 9, 4, 0, 2, 5, 3, 7, 6, 8]);
+        let model = PageModel::new(1, 50);
+        for (word, value) in [
+            (0, 0x5C12_BB1E_5C12_BB1F),
+            (3, 0x9932_1D6E_A25E_6E95),
+            (4, 0x2EAF_60F8_4D1B_5682),
+            (255, 0xE66A_E9FD_D128_BDDB),
+            (256, 0x9932_1D6E_A25E_6E95),
+            (511, 0x9932_1D6E_A25E_6E95),
+        ] {
+            assert_eq!(model.word(0x400, 2, word), value, "word {word}");
+        }
     }
 }

@@ -218,7 +218,7 @@ impl Params {
             "verify" => self.verify = period(value, Duration::from_millis(1), 1_000_000)?,
             "tag" => {
                 let mut chars = value.chars();
-                let tag = chars.next().filter(|c| c.is_ascii_graphic())?;
+                let tag = chars.next().filter(char::is_ascii_graphic)?;
                 if chars.next().is_some() || RESERVED_TAGS.contains(tag) {
                     return None;
                 }
@@ -271,7 +271,8 @@ impl Params {
         bytes.sum::<u64>() / PAGE_SIZE
     }
 
-    /// The guest's command line. `pm` is the port of the ACPI PM1a event block, if there is one.
+    /// The guest's command line. `pm` is the port of the ACPI `PM1a` event block, if there is
+    /// one.
     /// Every value stands there, so that defaults of another version change nothing.
     pub fn command_line(&self, cpus: u32, pm: Option<u16>) -> String {
         let rate = match self.rate {
@@ -319,9 +320,8 @@ fn number(text: &str) -> Option<u64> {
         Some(hex) if hex.starts_with(|c: char| c.is_ascii_hexdigit()) => {
             u64::from_str_radix(hex, 16).ok()
         }
-        Some(_) => None,
         None if text.starts_with(|c: char| c.is_ascii_digit()) => text.parse().ok(),
-        None => None,
+        _ => None,
     }
 }
 

@@ -59,12 +59,14 @@ pub struct Status {
     pub rounds: u64,
     /// Pages rewritten.
     pub pages: u64,
-    /// Pages found wrong, before rewriting or in a sweep.
+    /// Pages found wrong, before rewriting or in a sweep, and registers.
     pub errors: u64,
     /// Sweeps finished.
     pub sweep: u64,
     /// Times a CPU's clock went back.
     pub clk_back: u64,
+    /// Times SSE registers were found wrong.
+    pub regs: u64,
     /// Heartbeats sent.
     pub hb: u64,
     /// Longest time between two heartbeats since the last status, in microseconds.
@@ -196,6 +198,7 @@ fn status(f: &BTreeMap<&str, u64>) -> Option<Status> {
         errors: *f.get("errors")?,
         sweep: *f.get("sweep")?,
         clk_back: *f.get("clk_back")?,
+        regs: *f.get("regs")?,
         hb: *f.get("hb")?,
         gap: *f.get("gap")?,
     })
@@ -227,7 +230,7 @@ mod tests {
 
     const OUTPUT: &str = "..\nSCRIBBLER-IGNORED quiet\n\nSCRIBBLER-READY cpus=2 pages=12 ws=8 \
         kvmclock=1 fill_ms=4\n...\nMISMATCH page=1357 word=256 expected=0xd2 found=0xf2 version=0\n\
-        \nS t=1000 rounds=0 pages=19 errors=1 sweep=0 clk_back=0 hb=5 gap=10016\n.\n\
+        \nS t=1000 rounds=0 pages=19 errors=1 sweep=0 clk_back=0 regs=0 hb=5 gap=10016\n.\n\
         VERIFY ok pages=12 errors=0 sweep=1\n\nVERIFY BAD pages=12 errors=1 now=1 first=7 \
         sweep=2\n\nSCRIBBLER-POWEROFF\n";
 

@@ -8,6 +8,12 @@ sc_console_init:
     add rax, qword ptr [r14 + H_STATUS]
     mov qword ptr [r14 + H_NEXT_STATUS], rax
     mov qword ptr [r14 + H_NEXT_VERIFY], -1
+    mov rdx, qword ptr [r14 + H_PM]
+    test edx, edx
+    jz sc_ret
+    add edx, 2
+    mov eax, 0x100                       # power button enabled: some VMMs want it
+    out dx, ax
     ret
 
 # Is it time? r8 = address of the next time, rcx = period; carry if so, and the next time is set.
@@ -107,6 +113,10 @@ sc_status:
     mov ebx, C_BACK
     call sc_sum
     lea rsi, [rip + sc_s_back]
+    call sc_field
+    mov ebx, C_REGS
+    call sc_sum
+    lea rsi, [rip + sc_s_regs]
     call sc_field
     mov rax, qword ptr [r14 + H_BEATS]
     lea rsi, [rip + sc_s_hb]
@@ -330,6 +340,7 @@ sc_s_pages: .asciz " pages="
 sc_s_errors: .asciz " errors="
 sc_s_sweep: .asciz " sweep="
 sc_s_back: .asciz " clk_back="
+sc_s_regs: .asciz " regs="
 sc_s_hb: .asciz " hb="
 sc_s_gap: .asciz " gap="
 sc_s_mismatch: .asciz "\nMISMATCH page="

@@ -130,6 +130,8 @@
 .equ C_SW_FIRST,    0x1D0
 .equ C_CLOCK,       0x1D8                # address of its kvmclock page
 .equ C_ID,          0x1E0
+.equ C_SSE,         0x1E8                # first of the values in SSE registers
+.equ C_REGS,        0x1F0                # times they were found wrong
 
 .equ PHASE_OFF,     0
 .equ PHASE_FILL,    1

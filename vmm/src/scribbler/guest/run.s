@@ -66,9 +66,47 @@ sc_wait:
     jnz 5b
     ret
 
+# xmm2 = the value due in the first of xmm4 to xmm15, xmm3 = step to the next. xmm0 to xmm3 are
+# scratch. Clobbers rax.
+sc_sse_start:
+    movq xmm2, qword ptr [r15 + C_SSE]
+    punpcklqdq xmm2, xmm2
+    mov rax, K_STEP
+    movq xmm3, rax
+    punpcklqdq xmm3, xmm3
+    ret
+
+sc_sse_fill:
+    call sc_sse_start
+.irp reg, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+    movdqa xmm\reg, xmm2
+    paddq xmm2, xmm3
+.endr
+    ret
+
+# A migration must carry the FPU's state, too. Clobbers rax, rcx.
+sc_sse_check:
+    call sc_sse_start
+    pxor xmm0, xmm0
+.irp reg, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+    movdqa xmm1, xmm2
+    pxor xmm1, xmm\reg
+    por xmm0, xmm1
+    paddq xmm2, xmm3
+.endr
+    movq rax, xmm0
+    psrldq xmm0, 8
+    movq rcx, xmm0
+    or rax, rcx
+    jz sc_ret
+    inc qword ptr [r15 + C_REGS]
+    inc qword ptr [r15 + C_ERRORS]
+    jmp sc_sse_fill
+
 sc_loop:
     call sc_now
     mov r13, rax
+    call sc_sse_check
     cmp qword ptr [r15 + C_ID], 0
     jne 2f
     call sc_console

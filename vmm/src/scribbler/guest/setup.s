@@ -20,6 +20,11 @@ sc_main:
     jmp 4f
 3:  call sc_clock_init
 4:  mov qword ptr [r15 + C_PHASE], PHASE_FILL
+    mov rdi, qword ptr [r15 + C_ID]
+    mov rsi, qword ptr [r14 + H_SEED]
+    call sc_mix2
+    mov qword ptr [r15 + C_SSE], rax
+    call sc_sse_fill
     call sc_iter_start
     jmp sc_loop
 
