@@ -1,5 +1,7 @@
 //! Whole loads of synthetic kernels, good and bad.
 
+#![expect(clippy::cast_possible_truncation, reason = "patterns, and sizes that fit")]
+
 use super::*;
 use crate::config::MemoryConfig;
 use proptest::prelude::*;
@@ -56,10 +58,10 @@ const SECTIONS: usize = TEXT + TEXT_LEN;
 /// A PVH ELF: text at 1 MiB with 8 KiB of zeroes behind it, entry at 0x100010.
 fn elf_image() -> Vec<u8> {
     fn u16s(v: &mut Vec<u8>, xs: &[u16]) {
-        xs.iter().for_each(|x| v.extend(x.to_le_bytes()));
+        v.extend(xs.iter().flat_map(|x| x.to_le_bytes()));
     }
     fn u64s(v: &mut Vec<u8>, xs: &[u64]) {
-        xs.iter().for_each(|x| v.extend(x.to_le_bytes()));
+        v.extend(xs.iter().flat_map(|x| x.to_le_bytes()));
     }
     let mut v = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
     u16s(&mut v, &[2, 62, 1, 0]); // executable, x86-64, version
