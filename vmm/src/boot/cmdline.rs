@@ -1,6 +1,8 @@
 //! The kernel command line: checked, and completed with the virtio devices where ACPI does not
 //! name them. Pure.
 
+use std::fmt::Write;
+
 use super::BootError;
 use crate::memory::layout::{self, CMDLINE_MAX, VIRTIO_GSIS};
 
@@ -38,7 +40,8 @@ pub(super) fn build(user: &str, slots: usize) -> Result<Cmdline, BootError> {
     let mut devices = String::new();
     for (slot, gsi) in VIRTIO_GSIS.iter().enumerate().take(slots) {
         let base = layout::virtio_mmio_base(slot);
-        devices.push_str(&format!(" virtio_mmio.device=4K@{base:#x}:{gsi}"));
+        // Writing to a string cannot fail.
+        let _ = write!(devices, " virtio_mmio.device=4K@{base:#x}:{gsi}");
     }
     // What follows a lone "--" belongs to init; the kernel reads no parameters there.
     let (kernel, init) = user.split_at(init_arguments(user));

@@ -8,7 +8,7 @@ use crate::memory::GuestRam;
 use crate::memory::layout::{HIGH_RAM_START, HOLE_START};
 
 const EHDR: u64 = 64;
-const PHDR: u64 = 56;
+const PHDR: u16 = 56;
 /// More program headers than any kernel has; a bound on what is read.
 const MAX_PHDRS: u16 = 256;
 /// More bytes of notes than any kernel has; a bound on what is read.
@@ -67,10 +67,10 @@ pub(super) fn plan<F: Image>(image: &mut F, len: u64, low_end: u64) -> Result<Pl
     let head = Fields(&head);
     machine(&head)?;
     let (offset, count) = (head.u64(32), head.u16(56));
-    if head.u16(54) != PHDR as u16 || !(1..=MAX_PHDRS).contains(&count) || offset < EHDR {
+    if head.u16(54) != PHDR || !(1..=MAX_PHDRS).contains(&count) || offset < EHDR {
         return Err(damaged(format!("{count} program headers at {offset:#x}")));
     }
-    let size = u64::from(count) * PHDR;
+    let size = u64::from(count) * u64::from(PHDR);
     complete("program headers", offset, size, len)?;
     // Section headers come last in the file: without them it was cut, even if it could be loaded.
     let sections = u64::from(head.u16(58)) * u64::from(head.u16(60));
@@ -80,7 +80,7 @@ pub(super) fn plan<F: Image>(image: &mut F, len: u64, low_end: u64) -> Result<Pl
     let headers = read_at(image, offset, size)?;
     let mut segments = Vec::new();
     let mut entry = None;
-    for header in headers.chunks_exact(PHDR as usize).map(Fields) {
+    for header in headers.chunks_exact(PHDR.into()).map(Fields) {
         match header.u32(0) {
             PT_LOAD => segments.push(segment(&header, len, low_end)?),
             PT_NOTE if entry.is_none() => entry = note_entry(image, &header, len)?,
@@ -201,7 +201,7 @@ fn find_entry(mut notes: &[u8], align: usize) -> Option<u64> {
 
 /// Writes zeroes: after a reset, memory holds what the last kernel left there.
 fn clear(ram: &GuestRam, mut from: u64, to: u64) -> Result<(), BootError> {
-    const ZEROES: [u8; 1 << 16] = [0; 1 << 16];
+    static ZEROES: [u8; 1 << 16] = [0; 1 << 16];
     while from < to {
         let left = usize::try_from(to - from).unwrap_or(usize::MAX);
         let chunk = &ZEROES[..left.min(ZEROES.len())];

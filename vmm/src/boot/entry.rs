@@ -2,7 +2,7 @@
 
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 
-use super::linux64::{CODE_SELECTOR, DATA_SELECTOR, GDT, TSS_SELECTOR};
+use super::linux64::{CODE_SELECTOR, DATA_SELECTOR, GDT_LIMIT, TSS_SELECTOR};
 use crate::memory::layout;
 
 /// How the kernel expects to be entered.
@@ -56,8 +56,8 @@ impl Entry {
     /// Segments and control registers, laid over those of a fresh vCPU.
     pub fn sregs(&self, base: kvm_sregs) -> kvm_sregs {
         match self.protocol {
-            Protocol::Pvh => protected_mode(base),
-            Protocol::Linux64 => long_mode(base),
+            Protocol::Pvh => protected_mode(&base),
+            Protocol::Linux64 => long_mode(&base),
         }
     }
 }
@@ -81,7 +81,8 @@ fn tss(selector: u16) -> kvm_segment {
     kvm_segment { selector, type_: BUSY_TSS, limit: 0x67, present: 1, ..Default::default() }
 }
 
-fn with_data(mut sregs: kvm_sregs, data: kvm_segment) -> kvm_sregs {
+fn with_data(base: &kvm_sregs, data: kvm_segment) -> kvm_sregs {
+    let mut sregs = *base;
     for segment in [&mut sregs.ds, &mut sregs.es, &mut sregs.fs, &mut sregs.gs, &mut sregs.ss] {
         *segment = data;
     }
@@ -92,7 +93,7 @@ fn with_data(mut sregs: kvm_sregs, data: kvm_segment) -> kvm_sregs {
 
 /// Xen `public/arch-x86/hvm/start_info.h`. The kernel loads a GDT of its own before it loads a
 /// segment register, so there is none in memory.
-fn protected_mode(base: kvm_sregs) -> kvm_sregs {
+fn protected_mode(base: &kvm_sregs) -> kvm_sregs {
     let mut sregs = with_data(base, flat(0x10, DATA));
     sregs.cs = flat(0x08, CODE);
     sregs.tr = tss(0x18);
@@ -104,15 +105,11 @@ fn protected_mode(base: kvm_sregs) -> kvm_sregs {
     sregs
 }
 
-fn long_mode(base: kvm_sregs) -> kvm_sregs {
+fn long_mode(base: &kvm_sregs) -> kvm_sregs {
     let mut sregs = with_data(base, flat(DATA_SELECTOR, DATA));
     sregs.cs = kvm_segment { l: 1, db: 0, ..flat(CODE_SELECTOR, CODE) };
     sregs.tr = tss(TSS_SELECTOR);
-    sregs.gdt = kvm_dtable {
-        base: layout::BOOT_GDT,
-        limit: const { (size_of_val(&GDT) - 1) as u16 },
-        ..Default::default()
-    };
+    sregs.gdt = kvm_dtable { base: layout::BOOT_GDT, limit: GDT_LIMIT, ..Default::default() };
     sregs.cr0 = CR0_PE | CR0_ET | CR0_PG;
     sregs.cr3 = layout::BOOT_PAGE_TABLES;
     sregs.cr4 = CR4_PAE;
@@ -122,6 +119,7 @@ fn long_mode(base: kvm_sregs) -> kvm_sregs {
 
 #[cfg(test)]
 mod tests {
+    use super::super::linux64::GDT;
     use super::*;
 
     fn entry(protocol: Protocol) -> Entry {

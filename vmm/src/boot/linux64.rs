@@ -19,6 +19,9 @@ pub(super) const TSS_SELECTOR: u16 = 0x20;
 pub(super) const GDT: [u64; 6] =
     [0, 0, 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF, 0x0000_8B00_0000_0067, 0];
 
+/// Offset of the GDT's last byte.
+pub(super) const GDT_LIMIT: u16 = 8 * GDT.len() as u16 - 1;
+
 const E820_TABLE: usize = 0x2D0;
 const UNKNOWN_LOADER: u8 = 0xFF;
 
@@ -82,7 +85,7 @@ mod tests {
     fn page_tables_map_four_gib_to_themselves() {
         let bytes = page_tables();
         assert_eq!(bytes.len() as u64, 6 * PAGE_SIZE);
-        assert!(layout::BOOT_PAGE_TABLES + 6 * PAGE_SIZE <= layout::CMDLINE);
+        const { assert!(layout::BOOT_PAGE_TABLES + 6 * PAGE_SIZE <= layout::CMDLINE) };
         let word = |gpa: u64| {
             let at = (gpa - layout::BOOT_PAGE_TABLES) as usize;
             u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())

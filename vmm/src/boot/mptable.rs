@@ -1,4 +1,4 @@
-//! Intel MultiProcessor table (MultiProcessor Specification 1.4, chapter 4): how a guest without
+//! Intel MP table (Intel MP specification 1.4, chapter 4): how a guest without
 //! ACPI finds its CPUs and interrupt lines. It lies where such guests look for it, in the last
 //! KiB of conventional memory.
 

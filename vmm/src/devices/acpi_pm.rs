@@ -135,7 +135,7 @@ impl AcpiPm {
         let s = &mut self.state;
         // The byte in its place in a word, and the bits of the word that it covers.
         let (shift, word) =
-            if offset % 2 == 0 { (0, value.into()) } else { (8, u16::from(value) << 8) };
+            if offset.is_multiple_of(2) { (0, value.into()) } else { (8, u16::from(value) << 8) };
         let covers = 0xFF << shift;
         match offset {
             0..=1 => s.pm1_status &= !word, // writing one clears

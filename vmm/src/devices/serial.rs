@@ -53,6 +53,12 @@ struct Irq {
     parked: Arc<AtomicBool>,
 }
 
+impl Irq {
+    fn parked(fd: EventFd) -> Self {
+        Self { fd, parked: Arc::new(AtomicBool::new(true)) }
+    }
+}
+
 impl Trigger for Irq {
     type E = std::convert::Infallible;
 
@@ -96,7 +102,9 @@ impl fmt::Debug for Serial {
 impl Serial {
     /// A port after a reset, parked. `irq` becomes the irqfd of COM1's line.
     pub fn new(port: ConsolePort, irq: EventFd) -> Arc<Mutex<Self>> {
-        Self::build(&serial::SerialState::default(), port, irq)
+        let irq = Irq::parked(irq);
+        let uart = Uart::with_events(irq.clone(), NoEvents, Output(port.clone()));
+        Self::connect(Self { uart, port, irq, loopback: false })
     }
 
     /// A port as it was saved, parked.
@@ -106,22 +114,20 @@ impl Serial {
         irq: EventFd,
     ) -> Result<Arc<Mutex<Self>>, BadSerialState> {
         validate(state)?;
-        Ok(Self::build(&to_uart(state), port, irq))
+        let irq = Irq::parked(irq);
+        let loopback = state.modem_control & LOOPBACK != 0;
+        let output = Output(port.clone());
+        let uart = Uart::from_state(&to_uart(state), irq.clone(), NoEvents, output)
+            .map_err(|e| BadSerialState { what: e.to_string() })?;
+        Ok(Self::connect(Self { uart, port, irq, loopback }))
     }
 
-    /// `state` must hold no more than the FIFO does.
-    fn build(state: &serial::SerialState, port: ConsolePort, fd: EventFd) -> Arc<Mutex<Self>> {
-        let irq = Irq { fd, parked: Arc::new(AtomicBool::new(true)) };
-        let output = || Output(port.clone());
-        let uart = match Uart::from_state(state, irq.clone(), NoEvents, output()) {
-            Ok(uart) => uart,
-            // Only for a FIFO that is too full, which `validate` has refused.
-            Err(_) => Uart::with_events(irq.clone(), NoEvents, output()),
-        };
-        let loopback = state.modem_control & LOOPBACK != 0;
-        let device = Arc::new(Mutex::new(Self { uart, port: port.clone(), irq, loopback }));
-        let weak: std::sync::Weak<Mutex<Self>> = Arc::downgrade(&device);
-        port.on_input(weak);
+    /// Has the console tell the device of input.
+    fn connect(self) -> Arc<Mutex<Self>> {
+        let port = self.port.clone();
+        let device = Arc::new(Mutex::new(self));
+        let listener: std::sync::Weak<Mutex<Self>> = Arc::downgrade(&device);
+        port.on_input(listener);
         device
     }
 
@@ -246,3 +252,6 @@ fn to_uart(s: &SerialState) -> serial::SerialState {
         in_buffer: s.input.clone(),
     }
 }
+
+#[cfg(test)]
+mod tests;

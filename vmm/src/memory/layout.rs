@@ -47,9 +47,9 @@ pub const SERIAL_GSI: u32 = 4;
 pub const I8042_PORT: u16 = 0x60;
 /// Length of the i8042 port range.
 pub const I8042_PORTS: u16 = 5;
-/// ACPI fixed hardware: PM1a event block, PM1a control block, GPE0 block, reset register.
+/// ACPI fixed hardware: `PM1a` event block, `PM1a` control block, GPE0 block, reset register.
 pub const ACPI_PM_PORT: u16 = 0x600;
-/// PM1a control block (2 bytes), after the event block (4).
+/// `PM1a` control block (2 bytes), after the event block (4).
 pub const ACPI_PM1_CONTROL_PORT: u16 = ACPI_PM_PORT + 4;
 /// GPE0 block: a status byte and an enable byte.
 pub const ACPI_GPE0_PORT: u16 = ACPI_PM_PORT + 8;

@@ -53,6 +53,8 @@ impl Ring {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::cast_possible_truncation, reason = "patterns, and sizes that fit")]
+
     use super::*;
     use proptest::prelude::*;
 
@@ -63,23 +65,22 @@ mod tests {
             let mut ring = Ring::new();
             let mut all = Vec::new();
             for len in lens {
-                let new: Vec<u8> = (all.len()..all.len() + len).map(|i| (i * 31 >> 3) as u8).collect();
+                let new: Vec<u8> = (all.len()..all.len() + len).map(|i| ((i * 31) >> 3) as u8).collect();
                 ring.push(&new);
                 all.extend(new);
                 prop_assert_eq!(ring.end(), all.len() as u64);
                 let mut at = probe % (all.len() as u64 + 2);
-                match ring.from(at) {
-                    None => prop_assert!((at as usize) + SCROLLBACK < all.len()),
-                    Some(_) => {
-                        let first = at as usize;
-                        let mut got = Vec::new();
-                        while let Some(piece) = ring.from(at) && !piece.is_empty() {
-                            got.extend_from_slice(piece);
-                            at += piece.len() as u64;
-                        }
-                        prop_assert_eq!(&got[..], all.get(first..).unwrap_or_default());
-                    }
+                if ring.from(at).is_none() {
+                    prop_assert!((at as usize) + SCROLLBACK < all.len());
+                    continue;
                 }
+                let first = at as usize;
+                let mut got = Vec::new();
+                while let Some(piece) = ring.from(at) && !piece.is_empty() {
+                    got.extend_from_slice(piece);
+                    at += piece.len() as u64;
+                }
+                prop_assert_eq!(&got[..], all.get(first..).unwrap_or_default());
             }
         }
     }

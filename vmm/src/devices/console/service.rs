@@ -151,8 +151,13 @@ impl Worker {
         };
         let mut output = self.shared.output();
         let output = &mut *output;
-        let clients = output.sinks.iter().filter(|s| matches!(s.target, Target::Socket(_))).count();
-        if clients >= MAX_CLIENTS {
+        let clients =
+            |sinks: &[Sink]| sinks.iter().filter(|s| matches!(s.target, Target::Socket(_))).count();
+        if clients(&output.sinks) >= MAX_CLIENTS {
+            // Those that hung up, and whose last input no guest reads, must not lock others out.
+            output.sinks.retain(|s| s.writable);
+        }
+        if clients(&output.sinks) >= MAX_CLIENTS {
             // Closing it is the message; there is no room in the protocol for another.
             return;
         }
