@@ -106,8 +106,20 @@ pub struct Block {
 impl Block {
     /// A disk that the guest does not know yet.
     pub fn new(spec: BlockSpec) -> Result<Self, BlockError> {
-        let backend = RawDisk::new(spec.file, spec.direct)?;
-        let BlockSpec { read_only, discard, serial, queues, observer, .. } = spec;
+        let BlockSpec { file, read_only, direct, discard, serial, queues, observer } = spec;
+        let backend = Arc::new(RawDisk::new(file, direct)?);
+        Self::on(backend, read_only, discard, serial, queues, observer)
+    }
+
+    /// The device on any kind of image.
+    fn on(
+        backend: Arc<dyn DiskBackend>,
+        read_only: bool,
+        discard: bool,
+        serial: String,
+        queues: u16,
+        observer: Option<Arc<dyn WriteObserver>>,
+    ) -> Result<Self, BlockError> {
         let mut id = [0; ID_BYTES];
         let printable = serial.bytes().all(|b| b.is_ascii_graphic() || b == b' ');
         match id.get_mut(..serial.len()) {
@@ -122,7 +134,7 @@ impl Block {
             logical_size: backend.block_size(),
             disk: Arc::new(Disk {
                 limits: Limits { size: backend.size(), read_only, discard },
-                backend: Arc::new(backend),
+                backend,
                 observer,
                 id,
                 writeback: AtomicBool::new(true),
