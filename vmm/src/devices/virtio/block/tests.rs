@@ -6,6 +6,7 @@ use std::sync::{Condvar, Mutex};
 use proptest::prelude::*;
 use tempfile::TempDir;
 use vm_memory::bitmap::Bitmap;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::backend::GuestSlice;
 use super::*;
@@ -676,6 +677,66 @@ fn bad_specs_are_refused() {
         let spec = BlockSpec { queues, ..image.spec(false).unwrap() };
         assert!(matches!(Block::new(spec), Err(BlockError::Queues(_))));
     }
+}
+
+/// More pieces and more bytes than one system call takes, with odd lengths.
+#[test]
+fn long_vectors_arrive_whole() {
+    let image = Image::new(32 << 20);
+    let file = open_disk(&image.path, false, false).unwrap();
+    let ram = crate::devices::virtio::testkit::ram();
+    let lens: Vec<usize> = (0..2500).map(|i| (i * 7919) % 4001).collect();
+    let slices = |mut at: u64| -> Vec<GuestSlice<'_>> {
+        lens.iter()
+            .map(|len| {
+                let slice = ram.mem().get_slice(GuestAddress(at), *len).unwrap();
+                at += *len as u64;
+                slice
+            })
+            .collect()
+    };
+    let total: usize = lens.iter().sum();
+    assert!(total > 4 << 20);
+    let content: Vec<u8> = (0..total).map(|i| (i * 31 + i / 4096) as u8).collect();
+    ram.mem().write_slice(&content, GuestAddress(1 << 20)).unwrap();
+    sys::write_guest(&file, &slices(1 << 20), 777).unwrap();
+    let mut found = vec![0; total];
+    file.read_exact_at(&mut found, 777).unwrap();
+    assert!(found == content);
+    sys::read_guest(&file, &slices(8 << 20), 777).unwrap();
+    ram.mem().read_slice(&mut found, GuestAddress(8 << 20)).unwrap();
+    assert!(found == content);
+    let beyond = sys::read_guest(&file, &slices(1 << 20), (32 << 20) - 100).unwrap_err();
+    assert_eq!(beyond.kind(), io::ErrorKind::UnexpectedEof);
+}
+
+#[test]
+fn unaligned_direct_requests_are_refused_unless_only_memory_is_unaligned() {
+    let image = Image::new(BLOCKS * BLOCK);
+    let Some(spec) = image.spec(true) else { return };
+    let disk = RawDisk::new(spec.file, true).unwrap();
+    let ram = crate::devices::virtio::testkit::ram();
+    let slice = |at, len| ram.mem().get_slice(GuestAddress(at), len).unwrap();
+    let block = disk.block_size() as usize;
+    for (offset, len) in [(0, block - 1), (1, block), (block as u64 / 2, block)] {
+        let bufs = [slice(1 << 20, len)];
+        let kinds = [disk.read_at(&bufs, offset), disk.write_at(&bufs, offset)];
+        assert!(kinds.into_iter().all(|r| r.unwrap_err().kind() == io::ErrorKind::InvalidInput));
+    }
+    // Larger than the buffer that it goes through, in two odd pieces.
+    let content: Vec<u8> = (0..300u32 << 10).map(|i| (i * 13 + i / 512) as u8).collect();
+    let image = Image::new(1 << 20);
+    let Some(spec) = image.spec(true) else { return };
+    let disk = RawDisk::new(spec.file, true).unwrap();
+    ram.mem().write_slice(&content, GuestAddress((1 << 20) + 3)).unwrap();
+    let pieces =
+        |at: u64| [slice(at + 3, 100_001), slice(at + 3 + 100_001, content.len() - 100_001)];
+    disk.write_at(&pieces(1 << 20), 4096).unwrap();
+    assert!(std::fs::read(&image.path).unwrap()[4096..][..content.len()] == content);
+    disk.read_at(&pieces(4 << 20), 4096).unwrap();
+    let mut found = vec![0; content.len()];
+    ram.mem().read_slice(&mut found, GuestAddress((4 << 20) + 3)).unwrap();
+    assert!(found == content);
 }
 
 /// `cargo test --release -p vmm disk_speed -- --ignored --nocapture`
