@@ -4,7 +4,12 @@
 //!
 //! Waiting is bounded by [`PATIENCE`], so a device that lost a request fails its test.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests fail by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::missing_panics_doc,
+    reason = "tests fail by panicking"
+)]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
