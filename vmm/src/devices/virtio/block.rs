@@ -97,7 +97,7 @@ pub enum BlockError {
 pub struct Block {
     disk: Arc<Disk>,
     /// Logical block size that the guest is told, in bytes.
-    logical_block: u32,
+    logical_size: u32,
     serial: String,
     queue_sizes: Vec<u16>,
     thread: Option<DeviceThread<BlockWorker>>,
@@ -106,8 +106,20 @@ pub struct Block {
 impl Block {
     /// A disk that the guest does not know yet.
     pub fn new(spec: BlockSpec) -> Result<Self, BlockError> {
-        let backend = RawDisk::new(spec.file, spec.direct)?;
-        let BlockSpec { read_only, discard, serial, queues, observer, .. } = spec;
+        let BlockSpec { file, read_only, direct, discard, serial, queues, observer } = spec;
+        let backend = Arc::new(RawDisk::new(file, direct)?);
+        Self::on(backend, read_only, discard, serial, queues, observer)
+    }
+
+    /// The device on any kind of image.
+    fn on(
+        backend: Arc<dyn DiskBackend>,
+        read_only: bool,
+        discard: bool,
+        serial: String,
+        queues: u16,
+        observer: Option<Arc<dyn WriteObserver>>,
+    ) -> Result<Self, BlockError> {
         let mut id = [0; ID_BYTES];
         let printable = serial.bytes().all(|b| b.is_ascii_graphic() || b == b' ');
         match id.get_mut(..serial.len()) {
@@ -119,10 +131,10 @@ impl Block {
         }
         let discard = discard && !read_only;
         Ok(Self {
-            logical_block: backend.block_size(),
+            logical_size: backend.block_size(),
             disk: Arc::new(Disk {
                 limits: Limits { size: backend.size(), read_only, discard },
-                backend: Arc::new(backend),
+                backend,
                 observer,
                 id,
                 writeback: AtomicBool::new(true),
@@ -153,11 +165,11 @@ impl Block {
         }
         // The guest aligns to what it was told, so this host must not need more.
         let fits = state.block_size.is_power_of_two()
-            && (new.logical_block..=4096).contains(&state.block_size);
+            && (new.logical_size..=4096).contains(&state.block_size);
         if !fits {
-            return differs("block size", &state.block_size, &new.logical_block);
+            return differs("block size", &state.block_size, &new.logical_size);
         }
-        new.logical_block = state.block_size;
+        new.logical_size = state.block_size;
         new.disk.writeback.store(state.writeback, Ordering::Relaxed);
         Ok(new)
     }
@@ -181,14 +193,14 @@ impl Block {
         put(0, &self.sectors().to_le_bytes());
         put(8, &SIZE_MAX.to_le_bytes());
         put(12, &SEG_MAX.to_le_bytes());
-        put(20, &self.logical_block.to_le_bytes());
+        put(20, &self.logical_size.to_le_bytes());
         put(WRITEBACK_OFFSET, &[self.disk.writeback.load(Ordering::Relaxed).into()]);
         let queues = u16::try_from(self.queue_sizes.len()).unwrap_or(MAX_QUEUES);
         put(34, &queues.to_le_bytes());
         if self.disk.limits.discard {
             put(36, &MAX_DISCARD_SECTORS.to_le_bytes());
             put(40, &MAX_RANGES.to_le_bytes());
-            let sectors = u32::try_from(u64::from(self.logical_block) / SECTOR).unwrap_or(1);
+            let sectors = u32::try_from(u64::from(self.logical_size) / SECTOR).unwrap_or(1);
             put(44, &sectors.to_le_bytes());
             put(48, &MAX_ZERO_SECTORS.to_le_bytes());
             put(52, &MAX_RANGES.to_le_bytes());
@@ -281,7 +293,7 @@ impl VirtioDevice for Block {
         VirtioDeviceState::Block(BlockState {
             sectors: self.sectors(),
             read_only: self.disk.limits.read_only,
-            block_size: self.logical_block,
+            block_size: self.logical_size,
             serial: self.serial.clone(),
             writeback: self.disk.writeback.load(Ordering::Relaxed),
         })

@@ -4,7 +4,12 @@
 //!
 //! Waiting is bounded by [`PATIENCE`], so a device that lost a request fails its test.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests fail by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::missing_panics_doc,
+    reason = "tests fail by panicking"
+)]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,8 +19,10 @@ use std::time::{Duration, Instant};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
+use super::mmio::MmioTransport;
 use super::{Activation, ActiveQueue, Interrupt};
 use crate::config::MemoryConfig;
+use crate::devices::bus::BusDevice;
 use crate::eventfd::EventFd;
 use crate::memory::GuestRam;
 
@@ -241,6 +248,36 @@ impl DriverQueue {
     pub fn get(&self, gpa: u64, data: &mut [u8]) {
         self.ram.mem().read_slice(data, GuestAddress(gpa)).unwrap();
     }
+}
+
+/// Turns a device on through its registers, as a driver does, with the first queues on `rings`.
+/// `features` are those to accept; `VIRTIO_F_VERSION_1` is added.
+pub fn turn_on(transport: &mut MmioTransport, features: u64, rings: &[DriverQueue]) {
+    let mut w = |offset: u64, value: u64| {
+        let low = u32::try_from(value & 0xFFFF_FFFF).unwrap();
+        transport.write(offset, &low.to_le_bytes());
+    };
+    let features = features | 1 << 32;
+    w(0x70, 1);
+    w(0x70, 3);
+    for (sel, half) in [(0, features), (1, features >> 32)] {
+        w(0x24, sel);
+        w(0x20, half);
+    }
+    w(0x70, 11);
+    for (n, q) in rings.iter().enumerate() {
+        w(0x30, n as u64);
+        w(0x38, q.size.into());
+        for (at, register) in [(q.desc, 0x80), (q.avail, 0x90), (q.used, 0xA0)] {
+            w(register, at);
+            w(register + 4, at >> 32);
+        }
+        w(0x44, 1);
+    }
+    w(0x70, 15);
+    let mut status = [0; 4];
+    transport.read(0x70, &mut status);
+    assert_eq!(status, [15, 0, 0, 0], "the device refused to turn on");
 }
 
 /// Queues, memory and interrupt of one device that is activated by hand, without a transport.

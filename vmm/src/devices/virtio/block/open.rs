@@ -203,3 +203,102 @@ fn open_file(path: &Path, read_only: bool, direct: bool) -> Result<File, DiskOpe
         _ => DiskOpenError::Open { path: path_buf(), source },
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn image(dir: &Path, bytes: u64) -> PathBuf {
+        let path = dir.join(format!("{bytes}.raw"));
+        File::create(&path).unwrap().set_len(bytes).unwrap();
+        path
+    }
+
+    #[test]
+    fn one_owner_or_many_readers() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = image(dir.path(), 4096);
+        let locked = |r: Result<File, DiskOpenError>| matches!(r, Err(DiskOpenError::Locked(_)));
+        let owner = open_disk(&path, false, false).unwrap();
+        assert!(locked(open_disk(&path, false, false)));
+        assert!(locked(open_disk(&path, true, false)));
+        // A copy of the descriptor keeps the lock; the last one gives it back.
+        let copy = owner.try_clone().unwrap();
+        drop(owner);
+        assert!(locked(open_disk(&path, false, false)));
+        drop(copy);
+        let reader = open_disk(&path, true, false).unwrap();
+        let other = open_disk(&path, true, false).unwrap();
+        assert!(locked(open_disk(&path, false, false)));
+        drop((reader, other));
+        open_disk(&path, false, false).unwrap();
+    }
+
+    #[test]
+    fn the_ranges_are_independent_and_can_be_handed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = image(dir.path(), 4096);
+        let source = open_disk(&path, false, false).unwrap();
+        let target = File::options().read(true).write(true).open(&path).unwrap();
+        assert!(try_lock(&target, LockRange::Next, false).unwrap());
+        assert!(!try_lock(&source, LockRange::Next, false).unwrap());
+        assert!(!try_lock(&target, LockRange::Owner, false).unwrap());
+        unlock(&source, LockRange::Owner).unwrap();
+        assert!(try_lock(&target, LockRange::Owner, false).unwrap());
+        assert!(!try_lock(&source, LockRange::Owner, false).unwrap());
+        // Locks lie beyond the data.
+        assert!(LockRange::Owner.start() > 1 << 60);
+    }
+
+    #[test]
+    fn says_what_is_wrong() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let error = |p: &Path, read_only, direct| open_disk(p, read_only, direct).unwrap_err();
+        assert!(matches!(error(&path("none"), false, false), DiskOpenError::Missing(_)));
+        for read_only in [false, true] {
+            let e = error(dir.path(), read_only, false);
+            assert!(matches!(e, DiskOpenError::Kind { kind: "a directory", .. }), "{e}");
+        }
+        let e = error(Path::new("/dev/null"), true, false);
+        assert!(matches!(e, DiskOpenError::Kind { .. }), "{e}");
+        nix::unistd::mkfifo(&path("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let e = error(&path("pipe"), true, false);
+        assert!(matches!(e, DiskOpenError::Kind { .. }), "{e}");
+        assert!(matches!(error(&image(dir.path(), 0), false, false), DiskOpenError::Empty));
+        let e = error(&image(dir.path(), 1000), false, false);
+        assert_eq!(
+            e.to_string(),
+            "the disk has 1000 bytes, which is not a multiple of 512; grow it to 1024"
+        );
+        // The kernel's file systems of state have no direct I/O.
+        if let DiskOpenError::DirectUnsupported(_) = error(Path::new("/proc/self/maps"), true, true)
+        {
+        } else {
+            panic!("direct I/O on /proc");
+        }
+    }
+
+    #[test]
+    fn read_only_and_forbidden_are_told_apart() {
+        if nix::unistd::geteuid().is_root() {
+            eprintln!("SKIPPED: root may open everything");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = image(dir.path(), 4096);
+        let set_mode = |mode| {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        set_mode(0o400);
+        assert!(matches!(open_disk(&path, false, false), Err(DiskOpenError::ReadOnly(_))));
+        open_disk(&path, true, false).unwrap();
+        set_mode(0);
+        for read_only in [true, false] {
+            let e = open_disk(&path, read_only, false).unwrap_err();
+            assert!(matches!(e, DiskOpenError::Permission { .. }), "{e}");
+        }
+    }
+}

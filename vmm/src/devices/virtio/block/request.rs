@@ -83,8 +83,8 @@ pub struct Request {
     pub len: u64,
     /// Bytes that the device may write before the status.
     pub writable: u64,
-    /// Where the status byte goes.
-    pub status: u64,
+    /// Where the status byte goes; the driver may have forgotten it.
+    pub status: Option<u64>,
 }
 
 /// What requests are checked against.
@@ -98,8 +98,8 @@ pub struct Limits {
     pub discard: bool,
 }
 
-/// Parses a chain. `None` if there is no byte for a status: such a chain can only be returned.
-pub fn parse(mem: &Mem, chain: DescriptorChain<&Mem>, limits: Limits) -> Option<Request> {
+/// Parses a chain.
+pub fn parse(mem: &Mem, chain: DescriptorChain<&Mem>, limits: Limits) -> Request {
     let (mut readable, mut writable) = (Buffers::default(), Buffers::default());
     let mut too_long = false;
     for (i, desc) in chain.enumerate() {
@@ -110,7 +110,7 @@ pub fn parse(mem: &Mem, chain: DescriptorChain<&Mem>, limits: Limits) -> Option<
         let side = if desc.is_write_only() { &mut writable } else { &mut readable };
         side.push(desc.addr().0, desc.len());
     }
-    let status = writable.pop_last_byte()?;
+    let status = writable.pop_last_byte();
     let refuse = |code| Request {
         action: Action::Refuse(code),
         data: Vec::new(),
@@ -118,8 +118,9 @@ pub fn parse(mem: &Mem, chain: DescriptorChain<&Mem>, limits: Limits) -> Option<
         writable: writable.len,
         status,
     };
-    let Some(header) = readable.take_front::<HEADER_BYTES>(mem).filter(|_| !too_long) else {
-        return Some(refuse(IOERR));
+    let header = readable.take_front::<HEADER_BYTES>(mem);
+    let Some(header) = header.filter(|_| status.is_some() && !too_long) else {
+        return refuse(IOERR);
     };
     let [t0, t1, t2, t3, _, _, _, _, s @ ..] = header;
     let sector = u64::from_le_bytes(s);
@@ -138,7 +139,7 @@ pub fn parse(mem: &Mem, chain: DescriptorChain<&Mem>, limits: Limits) -> Option<
         }
         _ => Err(UNSUPP),
     };
-    Some(match action {
+    match action {
         Err(code) => refuse(code),
         Ok(action) => {
             let writable_len = writable.len;
@@ -150,7 +151,7 @@ pub fn parse(mem: &Mem, chain: DescriptorChain<&Mem>, limits: Limits) -> Option<
             let (data, len) = (side.segments, side.len);
             Request { action, data, len, writable: writable_len, status }
         }
-    })
+    }
 }
 
 impl Limits {

@@ -1,6 +1,11 @@
 //! The back half: the device's thread takes requests off the queues, a few threads of a pool do
 //! the disk's work and return them. A slow disk therefore holds up neither a vCPU nor the
 //! device's thread. What is in flight is bounded by the queues' sizes.
+//!
+//! A drain waits only for what the pool has begun. What still waits for a thread goes back onto
+//! its queue: the pool begins requests in the order in which they were taken, so those are the
+//! last ones of each queue, and taking the queue's position back gives them back. The guest
+//! stands still for as long as the slowest of a few requests needs, however deep its queues.
 
 use std::collections::VecDeque;
 use std::io;
@@ -38,7 +43,7 @@ struct Shared {
     jobs: Mutex<Jobs>,
     /// There is something to do, or the pool ends.
     work: Condvar,
-    /// Nothing is waiting or running any more.
+    /// Nothing is running any more.
     idle: Condvar,
 }
 
@@ -52,7 +57,7 @@ struct RingState {
     queue: Queue,
     /// Taken and not yet returned: at most the queue's size.
     in_flight: u16,
-    /// Entries were left although there may be more.
+    /// Entries were left because too many were in flight.
     stalled: bool,
     /// The driver broke the ring: it is left alone until a reset.
     broken: bool,
@@ -143,9 +148,12 @@ impl Worker for BlockWorker {
 
     fn drain(&mut self) {
         let mut jobs = lock(&self.shared.jobs);
-        while jobs.running > 0 || !jobs.waiting.is_empty() {
+        let waiting = std::mem::take(&mut jobs.waiting);
+        while jobs.running > 0 {
             jobs = self.shared.idle.wait(jobs).unwrap_or_else(PoisonError::into_inner);
         }
+        drop(jobs);
+        self.shared.give_back(&waiting);
     }
 }
 
@@ -159,18 +167,10 @@ impl Shared {
             if state.broken {
                 return;
             }
-            let result = state.take(self.ram.mem(), self.disk.limits, &mut taken);
-            if let Err(error) = &result {
+            if let Err(error) = state.take(self.ram.mem(), self.disk.limits, &mut taken) {
                 state.broken = true;
                 let queue = ring.index;
                 tracing::warn!(queue, %error, "the driver broke a disk's queue; it stands still");
-            }
-            if let Ok(true) = result {
-                self.notify(&mut state);
-            }
-            // Else the next completion does it.
-            if state.in_flight == 0 && std::mem::take(&mut state.stalled) {
-                ring.kick.signal();
             }
         }
         if taken.is_empty() {
@@ -182,10 +182,14 @@ impl Shared {
         self.work.notify_all();
     }
 
-    /// Interrupts the guest if it wants to know of what was returned last.
-    fn notify(&self, state: &mut RingState) {
-        if state.queue.needs_notification(self.ram.mem()).unwrap_or(true) {
-            self.interrupt.used_ring();
+    /// Undoes the taking of requests that nobody has begun: the last ones of their queues.
+    fn give_back(&self, waiting: &VecDeque<Job>) {
+        for job in waiting {
+            let Some(ring) = self.rings.get(job.slot) else { continue };
+            let mut state = lock(&ring.state);
+            let position = state.queue.next_avail().wrapping_sub(1);
+            state.queue.set_next_avail(position);
+            state.in_flight = state.in_flight.saturating_sub(1);
         }
     }
 
@@ -216,16 +220,20 @@ impl Shared {
     fn finish(&self, job: &Job, outcome: Outcome) {
         let Some(ring) = self.rings.get(job.slot) else { return };
         let mem = self.ram.mem();
-        // Fails only if the driver put the status outside its memory; then nobody misses it.
-        let _ = mem.write_obj(outcome.status, GuestAddress(job.request.status));
         // The length counts what was written without a gap (2.7.8.2), the status comes last.
-        let whole = outcome.written == job.request.writable;
-        let written = outcome.written.saturating_add(whole.into());
+        let mut written = outcome.written;
+        if let Some(status) = job.request.status {
+            // Fails only if the driver put it outside its memory; then nobody misses it.
+            let _ = mem.write_obj(outcome.status, GuestAddress(status));
+            written = written.saturating_add((written == job.request.writable).into());
+        }
         let mut state = lock(&ring.state);
         state.in_flight = state.in_flight.saturating_sub(1);
         // The rings were checked against guest memory and the head against the queue's size.
         let _ = state.queue.add_used(mem, job.head, u32::try_from(written).unwrap_or(u32::MAX));
-        self.notify(&mut state);
+        if state.queue.needs_notification(mem).unwrap_or(true) {
+            self.interrupt.used_ring();
+        }
         if std::mem::take(&mut state.stalled) {
             ring.kick.signal();
         }
@@ -239,7 +247,7 @@ impl Drop for Running<'_> {
     fn drop(&mut self) {
         let mut jobs = lock(&self.0.jobs);
         jobs.running -= 1;
-        if jobs.running == 0 && jobs.waiting.is_empty() {
+        if jobs.running == 0 {
             self.0.idle.notify_all();
         }
     }
@@ -255,39 +263,35 @@ enum RingError {
 }
 
 impl RingState {
-    /// Takes new requests, as many as may be in flight. `true` if some were returned at once
-    /// because nothing can be reported in them.
+    /// Takes new requests, as many as may be in flight.
     fn take(
         &mut self,
         mem: &Mem,
         limits: Limits,
         taken: &mut Vec<(u16, Request)>,
-    ) -> Result<bool, RingError> {
+    ) -> Result<(), RingError> {
         let size = self.queue.size();
-        let mut returned = 0;
         loop {
             self.queue.disable_notification(mem)?;
             loop {
-                // Only a driver that reuses descriptors too early gets here.
-                if self.in_flight.saturating_add(returned) >= size {
+                // Only a driver that reuses descriptors too early gets here. The next
+                // completion looks at the queue again.
+                if self.in_flight >= size {
                     self.stalled = true;
-                    return Ok(returned > 0);
+                    return Ok(());
                 }
                 let Some(chain) = self.queue.iter(mem)?.next() else { break };
                 let head = chain.head_index();
                 if head >= size {
+                    // The position counts what was taken, see `give_back`.
+                    self.queue.go_to_previous_position();
                     return Err(RingError::Head(head));
                 }
-                if let Some(request) = parse(mem, chain, limits) {
-                    self.in_flight += 1;
-                    taken.push((head, request));
-                } else {
-                    self.queue.add_used(mem, head, 0)?;
-                    returned += 1;
-                }
+                taken.push((head, parse(mem, chain, limits)));
+                self.in_flight += 1;
             }
             if !self.queue.enable_notification(mem)? {
-                return Ok(returned > 0);
+                return Ok(());
             }
         }
     }
