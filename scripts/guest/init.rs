@@ -879,9 +879,10 @@ fn copy(src: &str, dst: &str, seed: u64, megabytes: u64) -> Result<u32, String> 
         for i in 0..(MIB / BLOCK) as u64 {
             file.read_exact(block.bytes()).map_err(|e| format!("{dst} at {mb} MiB: {e}"))?;
             verify(dst, seed, mb * (MIB / BLOCK) as u64 + i, &block)?;
-            crc = block.bytes().iter().fold(crc, |c: u32, b| {
-                table[usize::from(c.to_le_bytes()[0] ^ b)] ^ (c >> 8)
-            });
+            crc = block
+                .bytes()
+                .iter()
+                .fold(crc, |c: u32, b| table[usize::from(c.to_le_bytes()[0] ^ b)] ^ (c >> 8));
         }
         if (mb + 1) % SYNC_EVERY == 0 {
             say(&format!("VERIFY {}", mb + 1));
