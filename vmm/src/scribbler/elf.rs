@@ -1,5 +1,4 @@
-//! The guest as an ELF file with the PVH note, which our loader, QEMU, Firecracker and Cloud
-//! Hypervisor boot alike.
+//! The guest as an ELF file with the PVH note, for our own loader and other VMMs' (tried: QEMU).
 
 use super::layout::{BSS_END, ENTRY, LOAD};
 
