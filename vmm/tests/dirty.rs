@@ -1,5 +1,7 @@
 //! The dirty log against a guest that writes down every page it rewrites.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::collections::BTreeSet;
@@ -113,7 +115,8 @@ fn check(kvm: &vmm::kvm::Kvm, case: &Case) -> Result<(), TestCaseError> {
 fn reports_exactly_what_the_guest_wrote() {
     let Some(kvm) = kvm() else { return };
     // A failure prints its case; the seed is kept beside this file by proptest.
-    let mut runner = TestRunner::new(Config { cases: CASES, max_shrink_iters: 8, ..Config::default() });
+    let mut runner =
+        TestRunner::new(Config { cases: CASES, max_shrink_iters: 8, ..Config::default() });
     runner.run(&case(), |case| check(&kvm, &case)).unwrap();
 }
 

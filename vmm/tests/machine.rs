@@ -1,11 +1,14 @@
 //! Whole machines on real KVM: they run, stop, are saved and go on elsewhere, and the guest
 //! itself says whether its memory is right.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::time::Duration;
 
 use common::{Shape, boot, kvm, restore, resume};
+use vm_memory::{Bytes, GuestAddress};
 use vmm::config::DirtyTracking;
 use vmm::events::GuestEvent;
 use vmm::machine::{ClockMode, MachineError};
@@ -68,10 +71,9 @@ fn save_after_restore_is_the_same() {
         assert_eq!((a.mp_state, &a.regs, &a.sregs), (b.mp_state, &b.regs, &b.sregs));
         assert_eq!((&a.xsave, &a.xcrs, &a.debugregs), (&b.xsave, &b.xcrs, &b.debugregs));
         assert_eq!((&a.cpuid, a.tsc_offset, a.tsc_khz), (&b.cpuid, b.tsc_offset, b.tsc_khz));
-        let steady = |m: &&vmm::state::v1::MsrEntry| !matches!(m.index, 0x10 | 0x6E0);
-        let msrs = |s: &vmm::state::v1::VcpuState| {
-            s.msrs.iter().filter(steady).copied().collect::<Vec<_>>()
-        };
+        let steady = |m: &&state::v1::MsrEntry| !matches!(m.index, 0x10 | 0x6E0);
+        let msrs =
+            |s: &state::v1::VcpuState| s.msrs.iter().filter(steady).copied().collect::<Vec<_>>();
         assert_eq!(msrs(a), msrs(b));
     }
     assert_eq!(before.irqchips, after.irqchips);
@@ -99,6 +101,8 @@ fn a_state_of_another_shape_is_refused() {
     }
 }
 
+type Damage = fn(&mut state::v1::VcpuState);
+
 /// Every part of a vCPU's state, damaged, is refused by name or taken; never a panic.
 #[test]
 fn damaged_vcpu_states_are_refused() {
@@ -106,13 +110,13 @@ fn damaged_vcpu_states_are_refused() {
     let shape = Shape::new(16, 1);
     let (mut paused, _host) = boot(&kvm, shape, "ws=4M,rate=0", vec![]);
     let good = paused.save().unwrap();
-    let damage: [(&str, fn(&mut vmm::state::v1::VcpuState)); 6] = [
+    let damage: [(&str, Damage); 6] = [
         ("regs", |v| v.regs.truncate(1)),
         ("sregs", |v| v.sregs.push(0)),
         ("xsave", |v| v.xsave.clear()),
         ("events", |v| v.events.truncate(3)),
         ("lapic", |v| v.lapic.truncate(8)),
-        ("MSR 0xdead", |v| v.msrs.push(vmm::state::v1::MsrEntry { index: 0xDEAD, value: 1 })),
+        ("MSR 0xdead", |v| v.msrs.push(state::v1::MsrEntry { index: 0xDEAD, value: 1 })),
     ];
     for (name, damage) in damage {
         let mut bad = good.clone();
@@ -169,7 +173,6 @@ fn a_poisoned_page_is_found_by_the_guest() {
     // Any page of the working set: change one byte behind the guest's back.
     let control = scribbler_control(paused.ram());
     let gpa = control.gfn(100) * 4096 + 1000;
-    use vm_memory::{Bytes, GuestAddress};
     let old: u8 = paused.ram().mem().read_obj(GuestAddress(gpa)).unwrap();
     paused.ram().mem().write_obj(old ^ 4, GuestAddress(gpa)).unwrap();
     let _running = resume(paused);
@@ -178,7 +181,6 @@ fn a_poisoned_page_is_found_by_the_guest() {
 }
 
 fn scribbler_control(ram: &vmm::memory::GuestRam) -> vmm::scribbler::layout::Control {
-    use vm_memory::{Bytes, GuestAddress};
     let mut bytes = vec![0; vmm::scribbler::layout::CONTROL_LEN];
     ram.mem().read_slice(&mut bytes, GuestAddress(vmm::scribbler::layout::CONTROL)).unwrap();
     vmm::scribbler::layout::Control::parse(&bytes).unwrap()

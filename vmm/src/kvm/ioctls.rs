@@ -14,11 +14,17 @@ use vmm_sys_util::ioctl::{
 };
 use vmm_sys_util::{ioctl_io_nr, ioctl_ior_nr, ioctl_iow_nr, ioctl_iowr_nr};
 
-use nr::*;
+use nr::{
+    KVM_CLEAR_DIRTY_LOG, KVM_GET_DEVICE_ATTR, KVM_GET_DIRTY_LOG, KVM_GET_XSAVE2,
+    KVM_HAS_DEVICE_ATTR, KVM_RESET_DIRTY_RINGS, KVM_SET_DEVICE_ATTR, KVM_SET_XSAVE,
+};
 
 /// Numbers from include/uapi/linux/kvm.h.
 mod nr {
-    use super::*;
+    use super::{
+        KVMIO, ioctl_io_nr, ioctl_ior_nr, ioctl_iow_nr, ioctl_iowr_nr, kvm_clear_dirty_log,
+        kvm_device_attr, kvm_dirty_log, kvm_xsave,
+    };
 
     ioctl_iow_nr!(KVM_GET_DIRTY_LOG, KVMIO, 0x42, kvm_dirty_log);
     ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xC0, kvm_clear_dirty_log);
@@ -76,21 +82,25 @@ pub fn reset_dirty_rings(vm: &VmFd) -> io::Result<()> {
 
 /// Reads the extended state of a vCPU; `bytes` is what `KVM_CAP_XSAVE2` answered.
 pub fn get_xsave(vcpu: &VcpuFd, bytes: usize) -> io::Result<Vec<u8>> {
-    let mut buffer = vec![0u8; bytes.max(size_of::<kvm_xsave>())];
+    let mut buffer = vec![0u64; bytes.max(size_of::<kvm_xsave>()).div_ceil(8)];
     // SAFETY: the kernel writes as many bytes as KVM_CAP_XSAVE2 told, which the buffer holds.
     check(unsafe {
         ioctl_with_mut_ptr(vcpu, KVM_GET_XSAVE2(), buffer.as_mut_ptr().cast::<kvm_xsave>())
     })?;
-    Ok(buffer)
+    let mut out: Vec<u8> = buffer.into_iter().flat_map(u64::to_ne_bytes).collect();
+    out.truncate(bytes);
+    Ok(out)
 }
 
 /// Writes the extended state of a vCPU; `bytes` is what `KVM_CAP_XSAVE2` answered here.
 pub fn set_xsave(vcpu: &VcpuFd, state: &[u8], bytes: usize) -> io::Result<()> {
-    if state.len() < bytes.max(size_of::<kvm_xsave>()) {
+    if state.len() < bytes.max(size_of::<kvm_xsave>()) || !state.len().is_multiple_of(8) {
         return Err(too_short("KVM_SET_XSAVE"));
     }
+    let words = |c: &[u8]| c.try_into().map_or(0, u64::from_ne_bytes);
+    let buffer: Vec<u64> = state.chunks_exact(8).map(words).collect();
     // SAFETY: the kernel reads as many bytes as KVM_CAP_XSAVE2 told, which the buffer holds.
-    check(unsafe { ioctl_with_ptr(vcpu, KVM_SET_XSAVE(), state.as_ptr().cast::<kvm_xsave>()) })
+    check(unsafe { ioctl_with_ptr(vcpu, KVM_SET_XSAVE(), buffer.as_ptr().cast::<kvm_xsave>()) })
 }
 
 fn tsc_offset_attr(value: &mut i64) -> kvm_device_attr {

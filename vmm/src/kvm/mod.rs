@@ -127,7 +127,7 @@ pub enum Backend {
 /// An open KVM.
 #[derive(Debug)]
 pub struct Kvm {
-    kvm: kvm_ioctls::Kvm,
+    system: kvm_ioctls::Kvm,
     caps: Capabilities,
     backend: Backend,
 }
@@ -156,7 +156,7 @@ impl Kvm {
             return Err(KvmError::ApiVersion(version));
         }
         let caps = Capabilities::probe(|cap| kvm.check_extension_raw(c_ulong::from(cap)))?;
-        Ok(Self { kvm, caps, backend: Backend::detect() })
+        Ok(Self { system: kvm, caps, backend: Backend::detect() })
     }
 
     /// What this KVM can do beyond what is required.
@@ -171,7 +171,7 @@ impl Kvm {
 
     /// The system descriptor.
     pub fn fd(&self) -> &kvm_ioctls::Kvm {
-        &self.kvm
+        &self.system
     }
 }
 

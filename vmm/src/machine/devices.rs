@@ -132,6 +132,9 @@ pub struct Devices {
     virtio: Vec<Arc<Mutex<MmioTransport>>>,
 }
 
+/// Base, length and device of a port range.
+type Window = (u16, u16, Arc<Mutex<dyn BusDevice>>);
+
 /// The devices that every machine has, not on the bus yet.
 struct Legacy {
     console: Console,
@@ -220,7 +223,7 @@ impl Devices {
         let mut mmio = Bus::default();
         let pm = Arc::new(Mutex::new(pm));
         let i8042 = Arc::new(Mutex::new(I8042::new(events.clone())));
-        let ports: [(u16, u16, Arc<Mutex<dyn BusDevice>>); 3] = [
+        let ports: [Window; 3] = [
             (layout::SERIAL_PORT, layout::SERIAL_PORTS, serial.clone()),
             (layout::ACPI_PM_PORT, layout::ACPI_PM_PORTS, pm.clone()),
             (layout::I8042_PORT, layout::I8042_PORTS, i8042),

@@ -21,6 +21,7 @@ core::arch::global_asm!(
     options(raw)
 );
 
+// SAFETY: the assembler block above defines both; only their addresses are taken.
 unsafe extern "C" {
     static scribbler_image_start: u8;
     static scribbler_image_end: u8;

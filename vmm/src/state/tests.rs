@@ -5,8 +5,26 @@ use proptest::prelude::*;
 use super::v1::*;
 use super::*;
 
-/// A small machine with every kind of device, every field different from its default.
-fn sample() -> MachineState {
+/// A vCPU, its KVM structures shortened: decoding does not look into them.
+fn vcpu() -> VcpuState {
+    VcpuState {
+        mp_state: 3,
+        regs: vec![1; 4],
+        sregs: vec![2; 4],
+        xsave: vec![3; 8],
+        xcrs: vec![4; 4],
+        debugregs: vec![5; 4],
+        lapic: vec![6; 4],
+        cpuid: vec![CpuidEntry { function: 1, index: 2, flags: 3, eax: 4, ebx: 5, ecx: 6, edx: 7 }],
+        msrs: vec![MsrEntry { index: 0x10, value: 42 }],
+        events: vec![7; 4],
+        tsc_offset: Some(-5),
+        tsc_khz: 2_000_000,
+    }
+}
+
+/// Every kind of device.
+fn virtio() -> Vec<MmioState> {
     let queue = QueueStateV1 {
         size: 256,
         ready: true,
@@ -28,6 +46,27 @@ fn sample() -> MachineState {
         queues: vec![queue.clone()],
         device,
     };
+    vec![
+        mmio(VirtioDeviceState::Block(BlockState {
+            sectors: 2048,
+            read_only: true,
+            block_size: 512,
+            serial: "disk".into(),
+            writeback: true,
+        })),
+        mmio(VirtioDeviceState::Net(NetState { mac: [2; 6], mtu: 1500, offloads: 1 })),
+        mmio(VirtioDeviceState::Console(ConsoleState {
+            columns: 80,
+            rows: 25,
+            pending_input: b"x".to_vec(),
+        })),
+        mmio(VirtioDeviceState::Rng(RngState {})),
+        mmio(VirtioDeviceState::Vsock(VsockState { cid: 3 })),
+    ]
+}
+
+/// A small machine with every kind of device, every field different from its default.
+fn sample() -> MachineState {
     MachineState {
         shape: Shape { memory_bytes: 64 << 20, vcpus: 1, cpu_template: "host".into() },
         clock: ClockState {
@@ -36,28 +75,7 @@ fn sample() -> MachineState {
             host_tsc: 99,
             boot_id: [7; 16],
         },
-        vcpus: vec![VcpuState {
-            mp_state: 3,
-            regs: vec![1; 4],
-            sregs: vec![2; 4],
-            xsave: vec![3; 8],
-            xcrs: vec![4; 4],
-            debugregs: vec![5; 4],
-            lapic: vec![6; 4],
-            cpuid: vec![CpuidEntry {
-                function: 1,
-                index: 2,
-                flags: 3,
-                eax: 4,
-                ebx: 5,
-                ecx: 6,
-                edx: 7,
-            }],
-            msrs: vec![MsrEntry { index: 0x10, value: 42 }],
-            events: vec![7; 4],
-            tsc_offset: Some(-5),
-            tsc_khz: 2_000_000,
-        }],
+        vcpus: vec![vcpu()],
         irqchips: [vec![8], vec![9], vec![10]],
         pit: vec![11],
         serial: SerialState {
@@ -80,23 +98,7 @@ fn sample() -> MachineState {
             gpe0_enable: 2,
         },
         vmgenid: VmGenIdState { id: [12; 16] },
-        virtio: vec![
-            mmio(VirtioDeviceState::Block(BlockState {
-                sectors: 2048,
-                read_only: true,
-                block_size: 512,
-                serial: "disk".into(),
-                writeback: true,
-            })),
-            mmio(VirtioDeviceState::Net(NetState { mac: [2; 6], mtu: 1500, offloads: 1 })),
-            mmio(VirtioDeviceState::Console(ConsoleState {
-                columns: 80,
-                rows: 25,
-                pending_input: b"x".to_vec(),
-            })),
-            mmio(VirtioDeviceState::Rng(RngState {})),
-            mmio(VirtioDeviceState::Vsock(VsockState { cid: 3 })),
-        ],
+        virtio: virtio(),
     }
 }
 

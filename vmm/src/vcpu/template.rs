@@ -211,7 +211,7 @@ fn extended_topology(entry: &mut CpuidEntry, vcpus: u32, vcpu: u32) {
     entry.edx = vcpu;
 }
 
-/// Leaf 0x4000_0010 tells frequencies, so that a guest need not calibrate against a timer chip.
+/// Leaf `0x4000_0010` tells frequencies, so that a guest need not calibrate against a timer chip.
 fn hypervisor_timing(entries: &mut Vec<CpuidEntry>, tsc_khz: u32) {
     const LEAF: u32 = 0x4000_0010;
     /// KVM's LAPIC timer runs at 1 GHz.
