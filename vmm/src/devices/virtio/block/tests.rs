@@ -102,7 +102,7 @@ impl Bed {
         } else {
             self.rig.queues[0].submit(&bufs).unwrap();
         }
-        self.rig.kicks[0].signal();
+        self.rig.notify(0);
         let (_, len) = self.rig.queues[0].wait_used(1)[0];
         let mut data: Vec<u8> = inp.iter().flat_map(|b| self.rig.bytes(*b)).collect();
         let status = data.pop().unwrap();
@@ -349,8 +349,9 @@ proptest! {
             rig.queues[0].put(match status { Buf::In(at, _) => at, Buf::Out(..) => 0 }, &[0xEE]);
             rig.queues[0].submit(&[head, data, status]).unwrap();
             sent.push(status);
-            // No vCPU runs while the device is moved, so kicks come before or after.
-            transport.write(0x50, &[0; 4]);
+            if rig.queues[0].wants_notification(event_idx) {
+                transport.write(0x50, &[0; 4]);
+            }
             if stops.contains(&i) {
                 transport.drain().unwrap();
                 let state = transport.save();
