@@ -13,7 +13,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use std::time::{Duration, Instant};
 
 use virtio_queue::{Queue, QueueT};
@@ -93,6 +93,8 @@ pub struct DriverQueue {
     free: Vec<u16>,
     chains: BTreeMap<u16, Vec<u16>>,
     avail_idx: u16,
+    /// `avail_idx` when the last decision about a notification was made.
+    decided: u16,
     seen: u16,
 }
 
@@ -109,6 +111,7 @@ impl DriverQueue {
             free: (0..size).rev().collect(),
             chains: BTreeMap::new(),
             avail_idx: 0,
+            decided: 0,
             seen: 0,
         }
     }
@@ -186,6 +189,22 @@ impl DriverQueue {
             .mem()
             .store(self.avail_idx.to_le(), GuestAddress(self.avail + 2), Ordering::SeqCst)
             .unwrap();
+    }
+
+    /// Whether the device asked to be notified of what was submitted since the last call: a
+    /// driver stays silent otherwise (virtio 1.2, 2.7.10), and so must a test that is to find a
+    /// device that forgets to ask.
+    pub fn wants_notification(&mut self, event_idx: bool) -> bool {
+        fence(Ordering::SeqCst);
+        let (new, old) = (self.avail_idx, self.decided);
+        self.decided = new;
+        let load = |at| -> u16 { self.ram.mem().load(GuestAddress(at), Ordering::SeqCst).unwrap() };
+        if event_idx {
+            let event = u16::from_le(load(self.used + 4 + 8 * u64::from(self.size)));
+            new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+        } else {
+            u16::from_le(load(self.used)) & 1 == 0
+        }
     }
 
     /// Chains that the device used since the last call: head and bytes written.
@@ -295,6 +314,7 @@ pub struct Rig {
     pub irqfd: EventFd,
     /// `InterruptStatus` as the transport would hold it.
     pub status: Arc<AtomicU32>,
+    event_idx: AtomicBool,
 }
 
 impl Rig {
@@ -305,12 +325,14 @@ impl Rig {
         let queues = sizes.iter().map(|s| DriverQueue::new(&ram, &mut arena, *s)).collect();
         let kicks = sizes.iter().map(|_| EventFd::new().unwrap()).collect();
         let irqfd = EventFd::new().unwrap();
-        Self { ram, arena, queues, kicks, irqfd, status: Arc::default() }
+        let (status, event_idx) = (Arc::default(), AtomicBool::new(false));
+        Self { ram, arena, queues, kicks, irqfd, status, event_idx }
     }
 
     /// What a device gets with `features` agreed on (`VIRTIO_F_RING_EVENT_IDX` is honoured).
     pub fn activation(&self, features: u64) -> Activation {
         let event_idx = features & (1 << 29) != 0;
+        self.event_idx.store(event_idx, Ordering::SeqCst);
         let queues = self.queues.iter().zip(&self.kicks).enumerate();
         Activation {
             ram: self.ram.clone(),
@@ -326,11 +348,18 @@ impl Rig {
         }
     }
 
-    /// Submits to queue `q` and notifies.
+    /// Submits to queue `q` and notifies if the device asked for it.
     pub fn send(&mut self, q: usize, bufs: &[Buf]) -> u16 {
         let head = self.queues[q].submit(bufs).expect("no free descriptors");
-        self.kicks[q].signal();
+        self.notify(q);
         head
+    }
+
+    /// Notifies of what was submitted to queue `q`, if the device asked for it.
+    pub fn notify(&mut self, q: usize) {
+        if self.queues[q].wants_notification(self.event_idx.load(Ordering::SeqCst)) {
+            self.kicks[q].signal();
+        }
     }
 
     /// Puts `data` into fresh guest memory for the device to read.

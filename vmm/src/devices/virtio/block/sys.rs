@@ -46,35 +46,46 @@ fn transfer(
     mut offset: u64,
     io: impl Fn(*const libc::iovec, libc::c_int, libc::off_t) -> isize,
 ) -> io::Result<()> {
-    let mut bufs = bufs.iter().filter(|b| !b.is_empty());
-    let mut current = bufs.next().cloned();
+    let mut rest = bufs.iter().filter(|b| !b.is_empty());
+    let mut current = rest.next().cloned();
     while current.is_some() {
-        // One batch, bounded in pieces and in bytes.
-        let guards: Vec<_> = {
-            let mut room = MAX_BYTES;
-            let mut batch = Vec::new();
-            while let Some(buf) = current.take() {
-                let len = buf.len().min(room);
-                batch.push(buf.subslice(0, len).map_err(io::Error::other)?);
-                room -= len;
-                current = if len < buf.len() {
-                    Some(buf.offset(len).map_err(io::Error::other)?)
-                } else {
-                    bufs.next().cloned()
-                };
-                if room == 0 || batch.len() == MAX_IOVECS {
-                    break;
-                }
-            }
-            batch.into_iter().map(|b| (b.ptr_guard_mut(), b.len())).collect()
-        };
-        let mut iovecs: Vec<libc::iovec> = guards
+        let batch = next_batch(&mut current, &mut rest)?;
+        let guards: Vec<_> = batch.iter().map(|b| (b.ptr_guard_mut(), b.len())).collect();
+        let mut iovecs: Vec<_> = guards
             .iter()
             .map(|(p, len)| libc::iovec { iov_base: p.as_ptr().cast(), iov_len: *len })
             .collect();
         offset = transfer_batch(&mut iovecs, offset, &io)?;
     }
     Ok(())
+}
+
+/// The next pieces of `current` and `rest`, bounded in number and in bytes. What is left of a
+/// piece that was cut becomes `current`.
+fn next_batch<'m, 'b>(
+    current: &mut Option<GuestSlice<'m>>,
+    rest: &mut impl Iterator<Item = &'b GuestSlice<'m>>,
+) -> io::Result<Vec<GuestSlice<'m>>>
+where
+    'm: 'b,
+{
+    let mut room = MAX_BYTES;
+    let mut batch = Vec::new();
+    while room > 0
+        && batch.len() < MAX_IOVECS
+        && let Some(buf) = current.take()
+    {
+        let len = buf.len().min(room);
+        room -= len;
+        if len < buf.len() {
+            *current = Some(buf.offset(len).map_err(io::Error::other)?);
+            batch.push(buf.subslice(0, len).map_err(io::Error::other)?);
+        } else {
+            *current = rest.next().cloned();
+            batch.push(buf);
+        }
+    }
+    Ok(batch)
 }
 
 /// Moves one batch, going on after short transfers; returns the offset behind it.
