@@ -62,7 +62,8 @@ pub struct ConsoleConfig {
     pub file: Option<File>,
 }
 
-/// A console. Cloning shares it; dropping the last clone disconnects all clients.
+/// A console. Cloning shares it; dropping the last clone disconnects all clients and waits for
+/// the thread, so it must not be done under a lock that an [`InputListener`] takes.
 #[derive(Clone)]
 pub struct Console {
     shared: Arc<Shared>,

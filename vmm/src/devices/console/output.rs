@@ -88,6 +88,14 @@ impl Sink {
         self.writable && (self.cursor != ring.end() || !self.marker.is_empty())
     }
 
+    /// It takes no more output. A client that hangs up is no news; a file that fails is.
+    fn end(&mut self, error: Errno) {
+        self.writable = false;
+        if !matches!(self.target, Target::Socket(_)) {
+            tracing::warn!("a console output ends here, it cannot be written: {error}");
+        }
+    }
+
     /// Writes what it will take now.
     pub(super) fn pump(&mut self, ring: &Ring) {
         while self.lags(ring) {
@@ -103,7 +111,7 @@ impl Sink {
                 Ok(n) if from_marker => drop(self.marker.drain(..n.min(self.marker.len()))),
                 Ok(n) => self.cursor += n as u64,
                 Err(Errno::EINTR) => {}
-                Err(_) => self.writable = false,
+                Err(e) => self.end(e),
             }
         }
     }

@@ -17,8 +17,8 @@ use super::{INPUT_ROOM, MAX_CLIENTS, Shared};
 /// How long output may wait to be logged. The guest's thread never writes to the log, because a
 /// slow disk would stop it; and one wake-up for each byte would cost more than the byte.
 const LOG_DELAY: Duration = Duration::from_millis(20);
-/// Pause after a failed accept (out of descriptors), so that it does not spin.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Pause after the kernel refused something (out of descriptors or memory), so as not to spin.
+const ERROR_PAUSE: Duration = Duration::from_millis(100);
 
 pub(super) struct Worker {
     shared: Arc<Shared>,
@@ -111,8 +111,12 @@ impl Worker {
             let left = due.saturating_duration_since(now) + Duration::from_micros(999);
             PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
         });
-        if poll(&mut fds, timeout).is_err() {
-            return Vec::new(); // interrupted
+        if let Err(e) = poll(&mut fds, timeout) {
+            if e != Errno::EINTR {
+                tracing::warn!("the console cannot wait for its clients: {e}");
+                std::thread::sleep(ERROR_PAUSE);
+            }
+            return Vec::new();
         }
         let flags: Vec<_> =
             fds.iter().map(|fd| fd.revents().unwrap_or(PollFlags::empty())).collect();
@@ -145,7 +149,7 @@ impl Worker {
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return,
             Err(e) => {
                 tracing::warn!("a console client could not be accepted: {e}");
-                self.accept_after = Some(Instant::now() + ACCEPT_PAUSE);
+                self.accept_after = Some(Instant::now() + ERROR_PAUSE);
                 return;
             }
         };
