@@ -20,6 +20,8 @@ pub mod mmio;
 pub mod net;
 mod ring;
 pub mod rng;
+pub mod net;
+mod ring;
 #[cfg(test)]
 pub mod testkit;
 pub mod thread;
