@@ -1,0 +1,96 @@
+//! Where things lie on the host: the system instance, the user's own, or a private one.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// Directories of one instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dirs {
+    /// Definitions and host configuration (`/etc/migrate`).
+    pub config: PathBuf,
+    /// Sockets, locks, marks: gone after a reboot (`/run/migrate`).
+    pub run: PathBuf,
+    /// Journals, records, logs (`/var/lib/migrate`).
+    pub state: PathBuf,
+}
+
+/// Paths of one guest.
+#[derive(Clone, Debug)]
+pub struct GuestPaths {
+    /// Its runtime directory, owner-only; removed when the guest ends.
+    pub dir: PathBuf,
+}
+
+impl Dirs {
+    /// Paths of guest `name`, which must be a valid name.
+    pub fn guest(&self, name: &str) -> GuestPaths {
+        GuestPaths { dir: self.run.join("guests").join(name) }
+    }
+
+    /// Runtime directories of all guests.
+    pub fn guests(&self) -> PathBuf {
+        self.run.join("guests")
+    }
+
+    /// The ownership journal of guest `uuid`.
+    pub fn journal(&self, uuid: &uuid::Uuid) -> PathBuf {
+        self.state.join("journal").join(uuid.to_string())
+    }
+
+    /// Exit records and last console logs, kept 14 days.
+    pub fn exits(&self) -> PathBuf {
+        self.state.join("exits")
+    }
+}
+
+impl GuestPaths {
+    fn join(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// HTTP API.
+    pub fn api(&self) -> PathBuf {
+        self.join("api.sock")
+    }
+
+    /// Descriptor passing.
+    pub fn fd(&self) -> PathBuf {
+        self.join("fd.sock")
+    }
+
+    /// Serial console.
+    pub fn console(&self) -> PathBuf {
+        self.join("console.sock")
+    }
+
+    /// Log of the serial console.
+    pub fn console_log(&self) -> PathBuf {
+        self.join("console.log")
+    }
+
+    /// Virtio console (`hvc0`).
+    pub fn hvc(&self) -> PathBuf {
+        self.join("hvc0.sock")
+    }
+
+    /// Host side of the virtio socket.
+    pub fn vsock(&self) -> PathBuf {
+        self.join("vsock.sock")
+    }
+
+    /// Locked by the guest process for as long as it lives.
+    pub fn lock(&self) -> PathBuf {
+        self.join("lock")
+    }
+
+    /// Log of the guest process.
+    pub fn log(&self) -> PathBuf {
+        self.join("guest.log")
+    }
+
+    /// The runtime directory itself.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
