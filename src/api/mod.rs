@@ -15,9 +15,12 @@
 //! A failed request is answered with a status of 400 or above and an [`ErrorBody`]. Fields are
 //! only ever added. Descriptors (the file of a save) travel over a second socket, `fd.sock`: the
 //! client sends one byte-string token with one descriptor (`SCM_RIGHTS`) and names the token in
-//! its request, because the confined guest process cannot open paths.
+//! its request, because the confined guest process cannot open paths ([`fds`]). How a guest
+//! process is started: [`launch`].
 
 mod error;
+pub mod fds;
+pub mod launch;
 
 pub use error::{ErrorBody, ErrorCode, Failure};
 
@@ -162,7 +165,7 @@ pub struct WaitResult {
     pub seen: bool,
 }
 
-/// What a new guest process reads from its standard input, as one JSON document.
+/// What a new guest process reads from its standard input, as one JSON document (see [`launch`]).
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LaunchSpec {
     /// What to run.
@@ -173,14 +176,14 @@ pub struct LaunchSpec {
     pub load: Option<LoadSpec>,
     /// End, freeing everything, when the process with this id (the caller of `run --rm`) ends.
     pub die_with_parent: bool,
-    /// Connect the serial console to the process's own standard output (a passed descriptor 3)
-    /// as well.
+    /// Write the serial console's output to a passed descriptor as well (see [`launch`]).
     pub stdio_console: bool,
     /// Leave the guest paused after building it.
     pub start_paused: bool,
 }
 
-/// How to continue from a saved file. The file is descriptor 4 of the new process.
+/// How to continue from a saved file, which is passed as a descriptor (see [`launch`]). The
+/// definition beside it must agree with the file's in everything that the guest sees.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LoadSpec {
     /// The load makes a clone: new uuid, MACs and VM generation id.
