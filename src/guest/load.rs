@@ -13,7 +13,7 @@ use crate::api::{ClockChoice, ErrorCode, Failure, LoadSpec};
 use crate::config::GuestDefinition;
 
 /// Pauses up to this are accounted for by `auto`.
-const SHORT: Duration = Duration::from_secs(3600);
+const SHORT: Duration = Duration::from_hours(1);
 
 /// The right to start: a term, and the save that it continues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -27,7 +27,7 @@ const HOST_STOP_DEADLINE: Duration = Duration::from_secs(90);
 /// More restarts after a crash than this within [`CRASH_WINDOW`] are a loop.
 const CRASH_LIMIT: usize = 5;
 /// See [`CRASH_LIMIT`].
-const CRASH_WINDOW: Duration = Duration::from_secs(60);
+const CRASH_WINDOW: Duration = Duration::from_mins(1);
 /// A save that was given up gets this long to let go of the machine.
 const GIVE_UP: Duration = Duration::from_secs(5);
 

@@ -38,7 +38,7 @@ use crate::api::{ErrorCode, Failure, GuestInfo, LaunchReply, LaunchSpec, LoadSpe
 use crate::config::{GuestDefinition, OnHostStop};
 
 /// Journals that no saved file knows are kept this long, as exit records are.
-const JOURNALS_KEPT: Duration = Duration::from_secs(14 * 86400);
+const JOURNALS_KEPT: Duration = Duration::from_hours(14 * 24);
 
 /// Opens what a guest is made of.
 pub trait OpenMachine {

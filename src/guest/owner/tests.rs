@@ -121,7 +121,7 @@ impl Rig {
     }
 
     fn stop_now(self) {
-        let _ = self.inbox.request(Command::Stop { deadline: Duration::ZERO });
+        drop(self.inbox.request(Command::Stop { deadline: Duration::ZERO }));
         assert_eq!(self.end().0.how, ExitHow::Killed);
     }
 }
@@ -252,7 +252,7 @@ fn a_save_that_keeps_the_guest_running() {
     assert_eq!(first.strings.take(), ["pause", "resume"]);
     first.info(Command::Pause);
     assert!(!saved(first.ask(save(&file, true))).running);
-    let _ = first.inbox.request(Command::Stop { deadline: Duration::ZERO });
+    drop(first.inbox.request(Command::Stop { deadline: Duration::ZERO }));
     let (ended, _root) = first.end();
     let record = ended.journal.last().unwrap();
     assert_eq!((record.state, record.saved_ever), (Term::Stopped, true));
