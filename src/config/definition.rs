@@ -1,0 +1,113 @@
+//! The definition of a guest: the same document in TOML files, in saved files and in the API.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// A guest as its user describes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuestDefinition {
+    /// `[a-z0-9][a-z0-9.-]{0,62}`.
+    pub name: String,
+    /// Identity; made when absent.
+    pub uuid: Uuid,
+    /// RAM in bytes.
+    pub memory_bytes: u64,
+    /// RAM on huge pages.
+    pub huge_pages: bool,
+    /// vCPUs.
+    pub cpus: u32,
+    /// CPU template.
+    pub cpu_template: String,
+    /// Dirty pages through per-vCPU rings instead of the log.
+    pub dirty_ring: bool,
+    /// Kernel image; absent if `guest` names a built-in one.
+    pub kernel: Option<PathBuf>,
+    /// Initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line.
+    pub cmdline: String,
+    /// Built-in guest: `scribbler:KEY=VALUE,…`.
+    pub guest: Option<String>,
+    /// ACPI tables (else an MP table and `virtio_mmio.device=` parameters).
+    pub acpi: bool,
+    /// Disks, in the order in which the guest sees them.
+    pub disks: Vec<DiskDefinition>,
+    /// Network interfaces.
+    pub nets: Vec<NetDefinition>,
+    /// A virtio console (`hvc0`) beside the serial port.
+    pub virtio_console: bool,
+    /// A virtio entropy source.
+    pub rng: bool,
+    /// Context id of a virtio socket.
+    pub vsock_cid: Option<u32>,
+    /// What happens after a crash.
+    pub on_crash: OnCrash,
+    /// What SIGTERM to the guest process does.
+    pub on_host_stop: OnHostStop,
+}
+
+/// A disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskDefinition {
+    /// Raw image or block device, absolute.
+    pub path: PathBuf,
+    /// The guest cannot write it.
+    pub read_only: bool,
+    /// Host cache.
+    pub cache: Cache,
+    /// Identity that the guest sees, at most 20 bytes.
+    pub serial: String,
+}
+
+/// Whether the host's page cache lies between guest and disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cache {
+    /// `O_DIRECT`: none.
+    #[default]
+    None,
+    /// The host caches; a guest's flush reaches the disk.
+    Writeback,
+}
+
+/// A network interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetDefinition {
+    /// Name of an existing tap.
+    pub tap: String,
+    /// MAC address; made once and kept.
+    pub mac: [u8; 6],
+    /// MTU that the guest is told.
+    pub mtu: Option<u16>,
+}
+
+/// What happens after a crash.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnCrash {
+    /// Keep the process and its memory for a look.
+    Keep,
+    /// Boot again.
+    Restart,
+    /// End.
+    #[default]
+    Stop,
+}
+
+/// What SIGTERM to the guest process does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnHostStop {
+    /// Power button, then deadline, then kill.
+    #[default]
+    Shutdown,
+    /// Save to the state directory.
+    Save,
+    /// End at once.
+    Kill,
+}
