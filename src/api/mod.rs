@@ -17,12 +17,19 @@
 //! client sends one byte-string token with one descriptor (`SCM_RIGHTS`) and names the token in
 //! its request, because the confined guest process cannot open paths ([`fds`]). How a guest
 //! process is started: [`launch`].
+//!
+//! A guest process writes [`GuestPaths::info`](crate::config::GuestPaths::info) (a [`GuestInfo`])
+//! when its guest is ready. Before it removes its runtime directory it leaves an [`ExitRecord`]
+//! and the last console log in [`Dirs::exits`](crate::config::Dirs::exits); if it was killed,
+//! whoever next finds its lock free does that for it.
 
 mod error;
+mod exit;
 pub mod fds;
 pub mod launch;
 
 pub use error::{ErrorBody, ErrorCode, Failure};
+pub use exit::{ExitHow, ExitRecord};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;

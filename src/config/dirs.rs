@@ -42,6 +42,22 @@ impl Dirs {
     pub fn exits(&self) -> PathBuf {
         self.state.join("exits")
     }
+
+    /// The [`ExitRecord`](crate::api::ExitRecord) of the guest that ran under this identity and
+    /// term.
+    pub fn exit_record(&self, uuid: &uuid::Uuid, term: u64) -> PathBuf {
+        self.exits().join(format!("{uuid}-{term}.json"))
+    }
+
+    /// The last console log beside [`Self::exit_record`].
+    pub fn exit_console(&self, uuid: &uuid::Uuid, term: u64) -> PathBuf {
+        self.exits().join(format!("{uuid}-{term}.console.log"))
+    }
+
+    /// Log of the process of guest `name` (its standard error), kept across its runs.
+    pub fn guest_log(&self, name: &str) -> PathBuf {
+        self.state.join("logs").join(format!("{name}.log"))
+    }
 }
 
 impl GuestPaths {
@@ -79,14 +95,16 @@ impl GuestPaths {
         self.join("vsock.sock")
     }
 
-    /// Locked by the guest process for as long as it lives.
-    pub fn lock(&self) -> PathBuf {
-        self.join("lock")
+    /// The guest's facts as of its start, a [`GuestInfo`](crate::api::GuestInfo).
+    pub fn info(&self) -> PathBuf {
+        self.join("guest.json")
     }
 
-    /// Log of the guest process.
-    pub fn log(&self) -> PathBuf {
-        self.join("guest.log")
+    /// Locked (`flock`, exclusive) by the guest process for as long as it lives. Whoever gets the
+    /// lock makes sure that the path still names the file it locked: a cleaner removes the
+    /// directory only while it holds the lock.
+    pub fn lock(&self) -> PathBuf {
+        self.join("lock")
     }
 
     /// The runtime directory itself.
