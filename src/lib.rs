@@ -1,4 +1,7 @@
 //! The `migrate` command, the guest process and what joins the crates `vmm` and `migrate`.
 
 pub mod api;
+pub mod cli;
 pub mod config;
+pub mod host;
+pub mod show;

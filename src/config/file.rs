@@ -135,7 +135,13 @@ impl GuestFile {
         };
         let mut text = String::new();
         let file = std::fs::File::open(path).map_err(cannot)?;
-        file.take(FILE_MAX).read_to_string(&mut text).map_err(cannot)?;
+        file.take(FILE_MAX + 1).read_to_string(&mut text).map_err(cannot)?;
+        if text.len() as u64 > FILE_MAX {
+            return Err(refuse(
+                format!("the definition {} is larger than a MiB", path.display()),
+                "check the path: definitions are short TOML files",
+            ));
+        }
         let mut parsed = Self::parse(&text, &path.display().to_string())?;
         let absolute = std::path::absolute(path).map_err(cannot)?;
         parsed.rebase(absolute.parent().unwrap_or(Path::new("/")));

@@ -66,8 +66,7 @@ pub fn parse_mac(text: &str) -> Result<[u8; 6], String> {
 
 /// Writes a MAC address as [`parse_mac`] reads it.
 pub fn format_mac(mac: [u8; 6]) -> String {
-    let [a, b, c, d, e, f] = mac;
-    format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 /// A locally administered address with the prefix `52:54:00`.

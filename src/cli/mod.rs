@@ -1,0 +1,1 @@
+//! The guest API client and host side, wired up in the commands.
