@@ -3,5 +3,6 @@
 pub mod api;
 pub mod cli;
 pub mod config;
+pub mod guest;
 pub mod host;
 pub mod show;

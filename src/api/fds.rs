@@ -24,6 +24,8 @@ pub const TOKEN_MAX: usize = 64;
 pub const ACK: u8 = 1;
 /// Most descriptors in one message.
 pub const FDS_MAX: usize = 4;
+/// The kernel's own limit (`SCM_MAX_FD`): with room for so many none can be cut off and leak.
+const KERNEL_MAX: usize = 253;
 
 /// Sends all of `bytes`, with `fds` attached to the first of them.
 ///
@@ -61,7 +63,7 @@ pub fn receive_with_fds(
     socket: &impl AsFd,
     buffer: &mut [u8],
 ) -> io::Result<(usize, Vec<OwnedFd>)> {
-    let mut control = nix::cmsg_space!([i32; FDS_MAX]);
+    let mut control = nix::cmsg_space!([i32; KERNEL_MAX]);
     let mut parts = [IoSliceMut::new(buffer)];
     let raw = socket.as_fd().as_raw_fd();
     let message = loop {
@@ -80,7 +82,7 @@ pub fn receive_with_fds(
             }
         }
     }
-    if message.flags.contains(MsgFlags::MSG_CTRUNC) {
+    if fds.len() > FDS_MAX {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "too many descriptors were sent"));
     }
     Ok((message.bytes, fds))

@@ -1,0 +1,236 @@
+//! The durable record of who may run a guest, one small directory per guest and host, locked for
+//! life by the process that runs it.
+//!
+//! [`Journal::record`] returns when the record would survive a power loss: it is written beside
+//! the old one, synced, renamed over it, and the directory synced. So there is always exactly one
+//! whole record, the old or the new.
+
+pub mod record;
+pub mod rules;
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use record::{Record, RecordError, State};
+
+use super::lockfile::LockFile;
+
+const RECORD: &str = "record";
+const FRESH: &str = "record.new";
+const LOCK: &str = "lock";
+
+/// Why a journal cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// Another guest process holds it.
+    #[error("guest {uuid} runs already{}", other.as_ref().map_or(String::new(), |n| format!(" as '{n}'")))]
+    Held {
+        /// The guest.
+        uuid: String,
+        /// Name under which it runs.
+        other: Option<String>,
+    },
+    /// The file system refuses.
+    #[error("the guest's journal {path} cannot be {what}: {source}")]
+    Io {
+        /// The journal.
+        path: PathBuf,
+        /// `opened`, `read` or `written`.
+        what: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The record is not readable.
+    #[error("the guest's journal {path} is not usable: {source}")]
+    Damaged {
+        /// The record.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: RecordError,
+    },
+}
+
+/// A journal that this process holds.
+#[derive(Debug)]
+pub struct Journal {
+    dir: PathBuf,
+    /// Kept open: syncing it must work in a confined process.
+    handle: File,
+    last: Option<Record>,
+    _lock: LockFile,
+}
+
+impl Journal {
+    /// Takes the journal in `dir`, making it if need be.
+    ///
+    /// # Errors
+    /// [`JournalError::Held`] if the guest runs; the others if it is damaged or unreachable.
+    pub fn take(dir: &Path) -> Result<Self, JournalError> {
+        let io = |what| move |source| JournalError::Io { path: dir.to_owned(), what, source };
+        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io("opened"))?;
+        let Some(lock) = LockFile::take(&dir.join(LOCK)).map_err(io("opened"))? else {
+            let uuid = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let other = read(dir).ok().flatten().map(|r| r.name);
+            return Err(JournalError::Held { uuid, other });
+        };
+        let handle = File::open(dir).map_err(io("opened"))?;
+        // The journal itself must survive a power loss, not only what it holds.
+        if let Some(parent) = dir.parent() {
+            File::open(parent).and_then(|p| p.sync_all()).map_err(io("opened"))?;
+        }
+        let last = read(dir)?;
+        Ok(Self { dir: dir.to_owned(), handle, last, _lock: lock })
+    }
+
+    /// The last record.
+    pub fn last(&self) -> Option<&Record> {
+        self.last.as_ref()
+    }
+
+    /// Makes `record` the journal's record, durably.
+    ///
+    /// # Errors
+    /// The old record is still in force then.
+    pub fn record(&mut self, record: Record) -> Result<(), JournalError> {
+        let path = self.dir.join(RECORD);
+        let bytes = record::encode(&record)
+            .map_err(|source| JournalError::Damaged { path: path.clone(), source })?;
+        self.replace(&path, &bytes).map_err(|source| JournalError::Io {
+            path,
+            what: "written",
+            source,
+        })?;
+        self.last = Some(record);
+        Ok(())
+    }
+
+    /// Changes only what became of the term.
+    ///
+    /// # Errors
+    /// As [`Journal::record`]; also if there is no record yet.
+    pub fn end_term(&mut self, state: State, since: jiff::Timestamp) -> Result<(), JournalError> {
+        let Some(last) = &self.last else {
+            let path = self.dir.join(RECORD);
+            let source = io::ErrorKind::NotFound.into();
+            return Err(JournalError::Io { path, what: "read", source });
+        };
+        let saved_ever = last.saved_ever || matches!(state, State::Saved { .. });
+        self.record(Record { since, saved_ever, state, ..last.clone() })
+    }
+
+    fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let fresh = self.dir.join(FRESH);
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&fresh, path)?;
+        self.handle.sync_all()
+    }
+}
+
+/// The record in `dir`, without its lock. `None` if there is none.
+///
+/// # Errors
+/// It cannot be read or is damaged.
+pub fn read(dir: &Path) -> Result<Option<Record>, JournalError> {
+    let path = dir.join(RECORD);
+    let mut bytes = Vec::new();
+    let limit = record::MAX_BYTES as u64 + 1;
+    match File::open(&path).and_then(|f| f.take(limit).read_to_end(&mut bytes)) {
+        Ok(_) => record::decode(&bytes)
+            .map(Some)
+            .map_err(|source| JournalError::Damaged { path, source }),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(JournalError::Io { path, what: "read", source }),
+    }
+}
+
+/// Removes journals below `journals` of guests that ended before `before` and were never saved:
+/// no file anywhere knows their terms. Failures leave a journal where it is.
+pub fn prune(journals: &Path, before: jiff::Timestamp) {
+    let Ok(entries) = fs::read_dir(journals) else { return };
+    for entry in entries.flatten() {
+        let dir = entry.path();
+        let old = |r: &Record| !r.saved_ever && r.origin.is_none() && r.since < before;
+        if !matches!(read(&dir), Ok(Some(r)) if old(&r)) {
+            continue;
+        }
+        // Under the lock, and only what is still old then.
+        if let Ok(journal) = Journal::take(&dir)
+            && journal.last().is_some_and(old)
+        {
+            let _ = fs::remove_dir_all(&dir);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use jiff::Timestamp;
+    use uuid::Uuid;
+
+    fn owner(term: u64) -> Record {
+        Record { term, origin: None, saved_ever: false, state: State::Owner, ..record::example() }
+    }
+
+    #[test]
+    fn records_are_read_back_and_one_process_holds_them() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("journal").join(Uuid::from_u128(1).to_string());
+        let mut journal = Journal::take(&dir).unwrap();
+        assert_eq!(journal.last(), None);
+        journal.record(owner(1)).unwrap();
+        let Err(JournalError::Held { other, .. }) = Journal::take(&dir) else { panic!() };
+        assert_eq!(other.as_deref(), Some("web"));
+        let save = Uuid::from_u128(9);
+        journal.end_term(State::Saved { save }, Timestamp::UNIX_EPOCH).unwrap();
+        drop(journal);
+        let journal = Journal::take(&dir).unwrap();
+        let last = journal.last().unwrap();
+        assert_eq!((last.term, last.saved_ever), (1, true));
+        assert_eq!(last.state, State::Saved { save });
+    }
+
+    #[test]
+    fn a_damaged_record_is_an_error_not_an_empty_journal() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join(RECORD), "migrate-journal").unwrap();
+        assert!(matches!(Journal::take(root.path()), Err(JournalError::Damaged { .. })));
+    }
+
+    #[test]
+    fn a_record_left_half_written_changes_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        Journal::take(root.path()).unwrap().record(owner(3)).unwrap();
+        fs::write(root.path().join(FRESH), "torn").unwrap();
+        let mut journal = Journal::take(root.path()).unwrap();
+        assert_eq!(journal.last().unwrap().term, 3);
+        journal.record(owner(4)).unwrap();
+        assert_eq!(read(root.path()).unwrap().unwrap().term, 4);
+    }
+
+    #[test]
+    fn only_old_journals_that_no_file_knows_are_pruned() {
+        let root = tempfile::tempdir().unwrap();
+        let day = |n: i64| Timestamp::from_second(n * 86400).unwrap();
+        let write = |name: &str, since, saved_ever, origin| {
+            let record = Record { since, origin, saved_ever, ..owner(1) };
+            Journal::take(&root.path().join(name)).unwrap().record(record).unwrap();
+        };
+        write("old", day(1), false, None);
+        write("new", day(20), false, None);
+        write("saved", day(1), true, None);
+        write("loaded", day(1), false, Some(Uuid::nil()));
+        write("running", day(1), false, None);
+        let running = Journal::take(&root.path().join("running")).unwrap();
+        prune(root.path(), day(10));
+        let there = |name: &str| root.path().join(name).exists();
+        assert!(!there("old"));
+        assert!(there("new") && there("saved") && there("loaded") && there("running"));
+        drop(running);
+    }
+}

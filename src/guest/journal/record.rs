@@ -1,0 +1,182 @@
+//! The one record of a journal and its bytes: a header line with version, length and CRC-32 of
+//! the body, then the body as JSON, so that a person can read it when all else fails.
+//!
+//! ```text
+//! migrate-journal 1 0000000214 9d2c1a07\n
+//! {"uuid":…,"term":…,…}\n
+//! ```
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// Version that is written, and the only one that is read so far.
+pub const VERSION: u32 = 1;
+/// Longest record that is read, in bytes.
+pub const MAX_BYTES: usize = 64 << 10;
+/// `migrate-journal `, version, length, CRC and their separators.
+const MAGIC: &str = "migrate-journal";
+
+/// Who last had the right to run a guest on this host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// The guest.
+    pub uuid: Uuid,
+    /// Its name when this was written.
+    pub name: String,
+    /// Grows with every start.
+    pub term: u64,
+    /// Host that wrote this.
+    pub host: String,
+    /// Boot of that host (`/proc/sys/kernel/random/boot_id`).
+    pub boot_id: String,
+    /// When this was written.
+    pub since: Timestamp,
+    /// The saved file from which this term was started, if it was.
+    pub origin: Option<Uuid>,
+    /// A file may exist that knows one of this guest's terms. Such a journal is kept for ever:
+    /// without it an old file could start the guest again.
+    pub saved_ever: bool,
+    /// What became of the term.
+    pub state: State,
+}
+
+/// What became of a term.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// A guest process runs it, as long as it holds the lock. If the lock is free it died.
+    Owner,
+    /// It ended.
+    Stopped,
+    /// It ended by a save; this file continues it.
+    Saved {
+        /// Identity of the save.
+        save: Uuid,
+    },
+}
+
+/// Why bytes are not a record.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    /// Longer than any record.
+    #[error("it has {0} bytes, more than any record")]
+    TooLong(usize),
+    /// The header line is not whole.
+    #[error("its header line is damaged")]
+    Header,
+    /// Written by another version.
+    #[error("it was written by a program that uses journal version {0}; this one reads {VERSION}")]
+    Version(u32),
+    /// The body is not what was written.
+    #[error("its content does not match its checksum")]
+    Checksum,
+    /// The body is whole, but not a record.
+    #[error("its content is not a record: {0}")]
+    Body(String),
+}
+
+fn header(version: u32, body: &[u8]) -> String {
+    format!("{MAGIC} {version} {:010} {:08x}\n", body.len(), crc32fast::hash(body))
+}
+
+/// The bytes of `record`.
+///
+/// # Errors
+/// [`RecordError::TooLong`] for a record that would not be read back.
+pub fn encode(record: &Record) -> Result<Vec<u8>, RecordError> {
+    let mut body =
+        serde_json::to_vec(record).map_err(|error| RecordError::Body(error.to_string()))?;
+    body.push(b'\n');
+    let mut bytes = header(VERSION, &body).into_bytes();
+    bytes.append(&mut body);
+    if bytes.len() > MAX_BYTES { Err(RecordError::TooLong(bytes.len())) } else { Ok(bytes) }
+}
+
+/// Reads what [`encode`] wrote. Any other bytes are an error.
+///
+/// # Errors
+/// [`RecordError`] says what is wrong.
+pub fn decode(bytes: &[u8]) -> Result<Record, RecordError> {
+    if bytes.len() > MAX_BYTES {
+        return Err(RecordError::TooLong(bytes.len()));
+    }
+    let end = bytes.iter().position(|b| *b == b'\n').ok_or(RecordError::Header)?;
+    let (line, body) = bytes.split_at(end + 1);
+    let text = std::str::from_utf8(line).map_err(|_| RecordError::Header)?;
+    let mut words = text.split(' ');
+    if words.next() != Some(MAGIC) {
+        return Err(RecordError::Header);
+    }
+    let version: u32 = words.next().and_then(|w| w.parse().ok()).ok_or(RecordError::Header)?;
+    // Whoever writes this header for this body writes exactly this line: that compares length,
+    // checksum and spelling at once.
+    if text != header(version, body) {
+        return Err(RecordError::Checksum);
+    }
+    if version != VERSION {
+        return Err(RecordError::Version(version));
+    }
+    serde_json::from_slice(body).map_err(|error| RecordError::Body(error.to_string()))
+}
+
+#[cfg(test)]
+pub(super) fn example() -> Record {
+    Record {
+        uuid: Uuid::from_u128(0x1234),
+        name: "web".into(),
+        term: 7,
+        host: "h1".into(),
+        boot_id: "b".into(),
+        since: Timestamp::from_second(1_700_000_000).unwrap(),
+        origin: Some(Uuid::from_u128(5)),
+        saved_ever: true,
+        state: State::Saved { save: Uuid::from_u128(6) },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Version 1 as it lies on disks. It must never change.
+    const GOLDEN: &str = concat!(
+        "migrate-journal 1 0000000259 c17318fa\n",
+        r#"{"uuid":"00000000-0000-0000-0000-000000001234","name":"web","term":7,"host":"h1","#,
+        r#""boot_id":"b","since":"2023-11-14T22:13:20Z","#,
+        r#""origin":"00000000-0000-0000-0000-000000000005","saved_ever":true,"#,
+        r#""state":{"saved":{"save":"00000000-0000-0000-0000-000000000006"}}}"#,
+        "\n"
+    );
+
+    #[test]
+    fn golden_bytes() {
+        assert_eq!(String::from_utf8(encode(&example()).unwrap()).unwrap(), GOLDEN);
+        assert_eq!(decode(GOLDEN.as_bytes()).unwrap(), example());
+    }
+
+    #[test]
+    fn every_truncation_and_every_changed_byte_is_noticed() {
+        let good = GOLDEN.as_bytes();
+        for cut in 0..good.len() {
+            assert!(decode(&good[..cut]).is_err(), "cut at {cut}");
+        }
+        for at in 0..good.len() {
+            for change in 1..=255u8 {
+                let mut bad = good.to_vec();
+                bad[at] ^= change;
+                assert!(decode(&bad).is_err(), "byte {at} xor {change:#x}");
+            }
+        }
+        assert!(decode(&[good, b" "].concat()).is_err());
+    }
+
+    #[test]
+    fn another_version_is_named() {
+        let body = b"{}\n";
+        let mut bytes = header(2, body).into_bytes();
+        bytes.extend_from_slice(body);
+        assert_eq!(decode(&bytes), Err(RecordError::Version(2)));
+        assert!(decode(&vec![b'x'; MAX_BYTES + 1]).is_err());
+    }
+}
