@@ -1,1 +1,3 @@
-//! The guest API client and host side, wired up in the commands.
+//! x
+pub mod args;
+pub mod values;

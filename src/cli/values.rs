@@ -112,7 +112,8 @@ mod tests {
 
     #[test]
     fn wait_for() {
-        let wait = |text: &str, s| Ok(WaitFor { text: text.into(), within: Duration::from_secs(s) });
+        let wait =
+            |text: &str, s| Ok(WaitFor { text: text.into(), within: Duration::from_secs(s) });
         assert_eq!(parse_wait_for("console:login:"), wait("login:", 60));
         assert_eq!(parse_wait_for("console:login:,2m"), wait("login:", 120));
         assert_eq!(parse_wait_for("console:a,b"), wait("a,b", 60));

@@ -1,15 +1,15 @@
 //! Runtime directories whose guest process is gone: proved by their lock, recorded, removed.
 //! A directory whose lock is held is never touched.
 
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use super::exits;
 use crate::api::{ExitRecord, GuestInfo};
 use crate::config::{Dirs, GuestPaths};
+use crate::guest::lockfile::LockFile;
 
 /// A directory younger than this without a lock file may belong to a process that is starting.
 const YOUNG: Duration = Duration::from_secs(30);
@@ -28,7 +28,7 @@ pub enum Life {
 /// The lock of a dead guest.
 #[derive(Debug)]
 pub struct Claim {
-    _lock: Option<File>,
+    _lock: LockFile,
 }
 
 /// Looks whether a guest process lives in `paths`.
@@ -41,27 +41,16 @@ pub fn life(paths: &GuestPaths) -> io::Result<Life> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Life::Absent),
         Err(e) => return Err(e),
     };
-    let file = match File::open(paths.lock()) {
-        Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            let age = SystemTime::now().duration_since(dir.modified()?).unwrap_or_default();
-            return Ok(if age < YOUNG { Life::Alive } else { Life::Dead(Claim { _lock: None }) });
+    if !paths.lock().exists() {
+        let age = SystemTime::now().duration_since(dir.modified()?).unwrap_or_default();
+        if age < YOUNG {
+            return Ok(Life::Alive);
         }
-        Err(e) => return Err(e),
-    };
-    match file.try_lock() {
-        Ok(()) if is_named(&file, &paths.lock())? => Ok(Life::Dead(Claim { _lock: Some(file) })),
-        // Replaced while we looked: somebody is at work there.
-        Ok(()) | Err(TryLockError::WouldBlock) => Ok(Life::Alive),
-        Err(TryLockError::Error(e)) => Err(e),
     }
-}
-
-fn is_named(file: &File, path: &Path) -> io::Result<bool> {
-    let ours = file.metadata()?;
-    match fs::metadata(path) {
-        Ok(there) => Ok((ours.dev(), ours.ino()) == (there.dev(), there.ino())),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+    match LockFile::take(&paths.lock()) {
+        Ok(None) => Ok(Life::Alive),
+        Ok(Some(lock)) => Ok(Life::Dead(Claim { _lock: lock })),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Life::Absent),
         Err(e) => Err(e),
     }
 }
@@ -138,8 +127,7 @@ mod tests {
         fs::create_dir(paths.dir()).unwrap();
         assert!(matches!(life(&paths).unwrap(), Life::Alive), "it may be starting");
 
-        let lock = File::create(paths.lock()).unwrap();
-        lock.lock().unwrap();
+        let lock = LockFile::take(&paths.lock()).unwrap().unwrap();
         assert!(matches!(life(&paths).unwrap(), Life::Alive));
 
         drop(lock);
