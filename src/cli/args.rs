@@ -23,8 +23,10 @@ use super::values::{WaitFor, parse_disk, parse_net, parse_percent, parse_wait_fo
                   More: migrate help TOPIC (exit-codes, files, scribbler, state)"
 )]
 pub struct Cli {
+    /// Options that mean the same everywhere.
     #[command(flatten)]
     pub global: Global,
+    /// What to do.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -188,6 +190,7 @@ pub struct RunArgs {
     /// With --rm: end the guest after this long; a scribbler verifies its memory first
     #[arg(long, requires = "rm", value_name = "TIME", value_parser = parse_duration)]
     pub duration: Option<Duration>,
+    /// What happens once the guest is there.
     #[command(flatten)]
     pub ready: ReadyArgs,
 }
@@ -198,6 +201,7 @@ pub struct StartArgs {
     /// Name of the guest
     #[arg(value_name = "NAME", value_parser = parse_name)]
     pub name: String,
+    /// What happens once the guest is there.
     #[command(flatten)]
     pub ready: ReadyArgs,
 }
@@ -213,6 +217,7 @@ pub struct LsArgs {
 /// `stop`
 #[derive(Debug, Args)]
 pub struct StopArgs {
+    /// Which guest.
     #[command(flatten)]
     pub guest: GuestArg,
     /// End it at once, without asking the guest
@@ -223,6 +228,7 @@ pub struct StopArgs {
 /// `save`
 #[derive(Debug, Args)]
 pub struct SaveArgs {
+    /// Which guest.
     #[command(flatten)]
     pub guest: GuestArg,
     /// File to write; it must not exist
@@ -245,6 +251,7 @@ pub struct LoadArgs {
     /// What the guest's clocks do about the time since the save
     #[arg(long, value_enum, default_value_t = ClockArg::Auto)]
     pub clock: ClockArg,
+    /// What happens once the guest is there.
     #[command(flatten)]
     pub ready: ReadyArgs,
 }
@@ -273,6 +280,7 @@ impl From<ClockArg> for ClockChoice {
 /// `throttle`
 #[derive(Debug, Args)]
 pub struct ThrottleArgs {
+    /// Which guest.
     #[command(flatten)]
     pub guest: GuestArg,
     /// Share of time, 1 to 100; 100 is unthrottled

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::config::{Cache, DiskFile, NetFile, parse_duration, parse_mac};
 
 /// How long `--wait-for` waits if nothing is said.
-pub const WAIT_DEFAULT: Duration = Duration::from_secs(60);
+pub const WAIT_DEFAULT: Duration = Duration::from_mins(1);
 
 /// `--wait-for console:TEXT[,TIME]`
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -154,7 +154,7 @@ impl Dirs {
             self.guests(),
             self.state.clone(),
             self.exits(),
-            self.state.join("logs"),
+            self.logs(),
             self.state.join("journal"),
             self.state.join("identity"),
         ] {

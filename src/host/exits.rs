@@ -53,12 +53,13 @@ pub fn remove(dirs: &Dirs, name: &str) -> io::Result<usize> {
     Ok(removed)
 }
 
-/// Removes what is older than [`KEPT`] at the time `now`.
+/// Removes records, console logs and logs of guest processes that are older than [`KEPT`] at the
+/// time `now`.
 ///
 /// # Errors
 /// What the file system says.
 pub fn prune(dirs: &Dirs, now: SystemTime) -> io::Result<()> {
-    for path in files(&dirs.exits())? {
+    for path in files(&dirs.exits())?.into_iter().chain(files(&dirs.logs())?) {
         let written = fs::symlink_metadata(&path).and_then(|m| m.modified());
         let age = written.map(|at| now.duration_since(at).unwrap_or_default());
         if matches!(age, Ok(age) if age > KEPT) {
@@ -169,7 +170,9 @@ mod tests {
         let later = SystemTime::now() + KEPT;
         prune(&dirs, later - Duration::from_secs(60)).unwrap();
         assert_eq!(read_all(&dirs).unwrap().len(), 1);
+        fs::write(dirs.guest_log("a"), "log").unwrap();
         prune(&dirs, later + Duration::from_secs(60)).unwrap();
+        assert!(!dirs.guest_log("a").exists());
         assert_eq!(files(&dirs.exits()).unwrap(), Vec::<PathBuf>::new());
     }
 }

@@ -90,13 +90,12 @@ fn record_end(dirs: &Dirs, paths: &GuestPaths) -> io::Result<Option<ExitRecord>>
     };
     // The process may have come as far as its own record.
     let own = fs::read(dirs.exit_record(&info.uuid, info.term)).ok();
-    let record = match own.and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
-        Some(own) => own,
-        None => {
-            let record = exits::of_killed(&info, jiff::Timestamp::now());
-            exits::write(dirs, &record)?;
-            record
-        }
+    let record = if let Some(own) = own.and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
+        own
+    } else {
+        let record = exits::of_killed(&info, jiff::Timestamp::now());
+        exits::write(dirs, &record)?;
+        record
     };
     match fs::copy(paths.console_log(), dirs.exit_console(&info.uuid, info.term)) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),

@@ -9,8 +9,9 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use super::exits;
 use crate::api::launch::{LaunchError, LaunchFds, receive_reply, send_launch};
 use crate::api::{ErrorCode, Failure, GuestInfo, LaunchReply, LaunchSpec};
 
@@ -43,6 +44,9 @@ pub fn launch(
 ) -> Result<Launched, Failure> {
     spec.dirs.prepare()?;
     spec.dirs.check_socket_paths(&spec.definition.name)?;
+    if let Err(e) = exits::prune(&spec.dirs, SystemTime::now()) {
+        tracing::warn!("cannot remove old records: {e}");
+    }
     let log_path = spec.dirs.guest_log(&spec.definition.name);
     let log = open_log(&log_path).map_err(|e| {
         Failure::new(
