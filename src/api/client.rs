@@ -114,7 +114,9 @@ impl GuestClient {
     pub async fn stop_async(&self, power_off: Duration) -> Result<StopResult, CallError> {
         let deadline_ms = u64::try_from(power_off.as_millis()).unwrap_or(u64::MAX);
         let body = encode(Some(&StopRequest { deadline_ms }))?;
-        let deadline = power_off.saturating_add(GRACE);
+        // Whoever wants it killed does not wait long for a process that hangs.
+        let grace = if power_off.is_zero() { LOOK_DEADLINE } else { GRACE };
+        let deadline = power_off.saturating_add(grace);
         self.exchange(Method::POST, "/v1/stop", body, Some(deadline)).await
     }
 

@@ -59,7 +59,14 @@ pub fn remove(dirs: &Dirs, name: &str) -> io::Result<usize> {
 /// # Errors
 /// What the file system says.
 pub fn prune(dirs: &Dirs, now: SystemTime) -> io::Result<()> {
-    for path in files(&dirs.exits())?.into_iter().chain(files(&dirs.logs())?) {
+    // The log of a guest that runs stays, however long it had nothing to say.
+    let runs = |log: &PathBuf| {
+        let name = log.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let name = name.trim_end_matches(".1").trim_end_matches(".log");
+        dirs.guest(name).dir().exists()
+    };
+    let logs = files(&dirs.logs())?.into_iter().filter(|log| !runs(log));
+    for path in files(&dirs.exits())?.into_iter().chain(logs) {
         let written = fs::symlink_metadata(&path).and_then(|m| m.modified());
         let age = written.map(|at| now.duration_since(at).unwrap_or_default());
         if matches!(age, Ok(age) if age > KEPT) {
@@ -168,11 +175,15 @@ mod tests {
         assert_eq!(read_all(&dirs).unwrap().len(), 1);
 
         let later = SystemTime::now() + KEPT;
-        prune(&dirs, later - Duration::from_secs(60)).unwrap();
+        prune(&dirs, later - Duration::from_mins(1)).unwrap();
         assert_eq!(read_all(&dirs).unwrap().len(), 1);
         fs::write(dirs.guest_log("a"), "log").unwrap();
-        prune(&dirs, later + Duration::from_secs(60)).unwrap();
+        prune(&dirs, later + Duration::from_mins(1)).unwrap();
         assert!(!dirs.guest_log("a").exists());
+        fs::write(dirs.guest_log("runs"), "log").unwrap();
+        fs::create_dir(dirs.guest("runs").dir()).unwrap();
+        prune(&dirs, later + Duration::from_mins(1)).unwrap();
+        assert!(dirs.guest_log("runs").exists());
         assert_eq!(files(&dirs.exits()).unwrap(), Vec::<PathBuf>::new());
     }
 }
