@@ -54,6 +54,11 @@ impl Dirs {
         self.exits().join(format!("{uuid}-{term}.console.log"))
     }
 
+    /// Guests that were saved by SIGTERM (`on_host_stop = save`).
+    pub fn saves(&self) -> PathBuf {
+        self.state.join("saves")
+    }
+
     /// Log of the process of guest `name` (its standard error), kept across its runs.
     pub fn guest_log(&self, name: &str) -> PathBuf {
         self.logs().join(format!("{name}.log"))
@@ -88,6 +93,11 @@ impl GuestPaths {
     /// Log of the serial console.
     pub fn console_log(&self) -> PathBuf {
         self.join("console.log")
+    }
+
+    /// The last full [`Self::console_log`].
+    pub fn console_log_previous(&self) -> PathBuf {
+        self.join("console.log.1")
     }
 
     /// Virtio console (`hvc0`).

@@ -1,8 +1,22 @@
 //! The guest process.
 
+pub mod caller;
+pub mod confine;
+pub mod decide;
+pub mod ending;
+pub mod facts;
+pub mod fdsock;
 pub mod fingerprint;
+pub mod inbox;
 pub mod journal;
 pub mod lockfile;
+pub mod machine;
+pub mod owner;
+pub mod peer;
+pub mod runtime;
+pub mod save;
 pub mod savefile;
+pub mod server;
+pub mod sys;
 #[cfg(test)]
 mod testing;

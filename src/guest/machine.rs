@@ -1,0 +1,85 @@
+//! What the owner needs of a machine. One adapter joins it to `vmm`; tests use a fake.
+
+use std::fs::File;
+use std::io;
+use std::time::Duration;
+
+use super::savefile::SaveFileError;
+use crate::api::Failure;
+
+/// Puts bytes at an offset of guest RAM.
+pub type Place<'a> = dyn FnMut(u64, &[u8]) -> io::Result<()> + 'a;
+/// Fills guest RAM through the [`Place`] that it is given.
+pub type Fill<'a> = dyn FnMut(&mut Place<'_>) -> Result<(), SaveFileError> + 'a;
+
+/// Guest RAM as a file.
+#[derive(Debug)]
+pub struct RamFile {
+    /// Its own handle on the RAM; the RAM lives at least as long.
+    pub file: File,
+    /// Length.
+    pub bytes: u64,
+}
+
+impl RamFile {
+    /// Bytes that the host has allocated for it.
+    pub fn used_bytes(&self) -> u64 {
+        use std::os::unix::fs::MetadataExt;
+        self.file.metadata().map_or(0, |m| m.blocks().saturating_mul(512))
+    }
+}
+
+/// Makes machines of one identity, again and again: at the start and at each reset. Everything
+/// that must be opened by name was opened before; making one works in a confined process.
+pub trait MakeMachine: Send + 'static {
+    /// What it makes.
+    type Paused: PausedMachine;
+
+    /// A machine at its first instruction.
+    fn boot(&mut self) -> Result<Self::Paused, Failure>;
+
+    /// A machine as it was saved, and how far its clocks were put forward.
+    fn restore(
+        &mut self,
+        state: &[u8],
+        account_for_pause: bool,
+        fill: &mut Fill<'_>,
+    ) -> Result<(Self::Paused, Duration), Failure>;
+}
+
+/// A machine that stands still.
+pub trait PausedMachine: Send + Sized + 'static {
+    /// The same machine, running.
+    type Running: RunningMachine<Paused = Self>;
+
+    /// Lets it run. On failure it may come back as it was.
+    fn resume(self) -> Result<Self::Running, (Option<Self>, Failure)>;
+
+    /// Everything but RAM, as bytes that [`MakeMachine::restore`] reads.
+    fn save_state(&mut self) -> Result<Vec<u8>, Failure>;
+
+    /// Its RAM.
+    fn ram(&self) -> io::Result<RamFile>;
+
+    /// Its controls.
+    fn controls(&self) -> Box<dyn Controls>;
+}
+
+/// A machine that runs.
+pub trait RunningMachine: Send + Sized + 'static {
+    /// The same machine, standing still.
+    type Paused: PausedMachine<Running = Self>;
+
+    /// Stops it: vCPUs first, then devices.
+    fn pause(self) -> Self::Paused;
+}
+
+/// What can be done to a machine in any state.
+pub trait Controls: Send {
+    /// Share of time that vCPUs may run, 1 to 100.
+    fn cpu_share(&self) -> u8;
+    /// Sets that share.
+    fn set_cpu_share(&self, percent: u8) -> io::Result<()>;
+    /// Presses the power button.
+    fn press_power_button(&self);
+}
