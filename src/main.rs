@@ -3,13 +3,25 @@
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
+use migrate::host::spawn;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    log_to_stderr();
     report_panics();
+    // A guest process wants to be alone: nothing is opened, logged or parsed before it.
+    if std::env::args_os().nth(1).is_some_and(|word| word == spawn::SUBCOMMAND) {
+        return guest_process();
+    }
+    log_to_stderr();
     std::panic::catch_unwind(|| migrate::cli::main(std::env::args_os()))
-        .unwrap_or(ExitCode::from(1))
+        .unwrap_or(ExitCode::FAILURE)
+}
+
+/// The hidden subcommand. It stands in until there is a machine to give to
+/// [`migrate::guest`]'s `process_main`.
+fn guest_process() -> ExitCode {
+    eprintln!("migrate: this build has no guest process");
+    ExitCode::FAILURE
 }
 
 /// `MIGRATE_LOG` chooses what is logged, in the syntax of `RUST_LOG`; by default warnings.
@@ -23,7 +35,7 @@ fn log_to_stderr() {
         .init();
 }
 
-/// A defect of this program is told in a sentence; where it is goes to the log.
+/// A defect of this program is told in a sentence that says where it is.
 fn report_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();

@@ -44,9 +44,6 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return unparsed(&error, words.iter().any(|w| w == "--json")),
     };
-    if matches!(cli.command, Command::GuestProcess) {
-        return guest_process_main();
-    }
     let out = Output::new(&cli.global);
     let done = Dirs::resolve(cli.global.instance(), &Surroundings::of_process())
         .and_then(|dirs| dispatch(cli.command, &Session { global: cli.global, dirs, out }));
@@ -54,12 +51,6 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
         out.failure(&failure);
         failure.0.code.exit_code()
     }))
-}
-
-/// Stands in for the guest process until it is there.
-fn guest_process_main() -> ExitCode {
-    eprintln!("migrate: this build has no guest process");
-    ExitCode::from(ErrorCode::Unexpected.exit_code())
 }
 
 /// A command line that clap answers itself: help, version, or a usage error.
@@ -99,7 +90,11 @@ fn dispatch(command: Command, session: &Session) -> Done {
         Command::Completions(args) => complete::script(session, args.shell),
         Command::Help(args) => help::help(session, args.topic.as_deref()),
         Command::CompleteWords(args) => complete::words(session, &args.words),
-        Command::GuestProcess => Ok(ErrorCode::Usage.exit_code()),
+        Command::GuestProcess => Err(Failure::new(
+            ErrorCode::Usage,
+            "guest-process is started by the other commands, before anything else happens",
+            "use: migrate run",
+        )),
     }
 }
 

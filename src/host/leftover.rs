@@ -97,10 +97,15 @@ fn record_end(dirs: &Dirs, paths: &GuestPaths) -> io::Result<Option<ExitRecord>>
         exits::write(dirs, &record)?;
         record
     };
-    match fs::copy(paths.console_log(), dirs.exit_console(&info.uuid, info.term)) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        _ => Ok(Some(record)),
+    let mut kept = fs::File::create(dirs.exit_console(&info.uuid, info.term))?;
+    for part in [paths.console_log_previous(), paths.console_log()] {
+        match fs::File::open(part) {
+            Ok(mut part) => drop(io::copy(&mut part, &mut kept)?),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+        }
     }
+    Ok(Some(record))
 }
 
 fn remove(path: &Path) -> io::Result<()> {
