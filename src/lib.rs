@@ -1,5 +1,8 @@
 //! The `migrate` command, the guest process and what joins the crates `vmm` and `migrate`.
 
 pub mod api;
+pub mod cli;
 pub mod config;
 pub mod guest;
+pub mod host;
+pub mod show;

@@ -1,2 +1,48 @@
-//! stub
-fn main() {}
+//! The `migrate` command. Everything is in the library; here the process is set up.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use migrate::host::spawn;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    report_panics();
+    // A guest process wants to be alone: nothing is opened, logged or parsed before it.
+    if std::env::args_os().nth(1).is_some_and(|word| word == spawn::SUBCOMMAND) {
+        return guest_process();
+    }
+    log_to_stderr();
+    std::panic::catch_unwind(|| migrate::cli::main(std::env::args_os()))
+        .unwrap_or(ExitCode::FAILURE)
+}
+
+/// The hidden subcommand. It stands in until there is a machine to give to
+/// [`migrate::guest`]'s `process_main`.
+fn guest_process() -> ExitCode {
+    eprintln!("migrate: this build has no guest process");
+    ExitCode::FAILURE
+}
+
+/// `MIGRATE_LOG` chooses what is logged, in the syntax of `RUST_LOG`; by default warnings.
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_env("MIGRATE_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
+        .with_target(false)
+        .init();
+}
+
+/// A defect of this program is told in a sentence that says where it is.
+fn report_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let what = panic.payload_as_str().unwrap_or("no message");
+        eprintln!(
+            "migrate: a defect in this program ({what}, at {place})\n  \
+             next:  see what your guests do: migrate ls; then report this line"
+        );
+    }));
+}

@@ -23,6 +23,7 @@
 //! and the last console log in [`Dirs::exits`](crate::config::Dirs::exits); if it was killed,
 //! whoever next finds its lock free does that for it.
 
+pub mod client;
 mod error;
 mod exit;
 pub mod fds;

@@ -8,6 +8,7 @@ use uuid::Uuid;
 /// A guest as its user describes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own in the user's file")]
 pub struct GuestDefinition {
     /// `[a-z0-9][a-z0-9.-]{0,62}`.
     pub name: String,

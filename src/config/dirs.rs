@@ -61,7 +61,12 @@ impl Dirs {
 
     /// Log of the process of guest `name` (its standard error), kept across its runs.
     pub fn guest_log(&self, name: &str) -> PathBuf {
-        self.state.join("logs").join(format!("{name}.log"))
+        self.logs().join(format!("{name}.log"))
+    }
+
+    /// Logs of guest processes.
+    pub fn logs(&self) -> PathBuf {
+        self.state.join("logs")
     }
 }
 

@@ -1,0 +1,420 @@
+//! `run --rm`: the guest's console in the foreground until the guest, the time or the user ends
+//! it. The guest process dies with this one, so nothing is left even after `kill -9`.
+
+use std::io::{self, Write};
+use std::pin::Pin;
+use std::process::Child;
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::OwnedWriteHalf;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::console::{ESCAPE, RawTerminal};
+use super::control::{GONE_DEADLINE, STOP_DEADLINE};
+use super::output::Output;
+use super::values::WaitFor;
+use super::{Done, OK, Session};
+use crate::api::client::{CallError, GuestClient, runtime};
+use crate::api::{ErrorCode, ExitHow, Failure, GuestInfo, StopResult};
+use crate::host::registry::{describe, wait_gone};
+use crate::host::spawn::Launched;
+use crate::show::guest::sentence;
+use crate::show::live::{self, Listener, Said, Status};
+use crate::show::style::Style;
+
+/// How long a scribbler may take to verify its memory.
+const VERIFY_DEADLINE: Duration = Duration::from_mins(2);
+/// The key that makes a scribbler verify all of its memory.
+const VERIFY_KEY: u8 = b'v';
+
+/// What the user asked for.
+#[derive(Debug)]
+pub struct Plan {
+    /// Connect the keyboard.
+    pub interactive: bool,
+    /// End the guest after this long.
+    pub duration: Option<Duration>,
+    /// It is a scribbler: understand what it says.
+    pub scribbler: bool,
+    /// Say when this text appears.
+    pub wait_for: Option<WaitFor>,
+}
+
+/// The last document of `run --rm --json`.
+#[derive(Debug, Serialize)]
+struct Outcome<'a> {
+    schema: u32,
+    r#type: &'static str,
+    name: &'a str,
+    how: ExitHow,
+    /// The user, or a signal, ended it.
+    interrupted: bool,
+    /// The verdict of the scribbler's last sweep, if there was one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    verified: Option<bool>,
+}
+
+/// Attends the guest until it is gone.
+pub fn attend(session: &Session, launched: Launched, plan: &Plan) -> Done {
+    let Launched { info, child } = launched;
+    let client = GuestClient::new(&info.name, session.dirs.guest(&info.name));
+    started(session.out, &info, plan)?;
+    let raw = if plan.interactive {
+        Some(RawTerminal::enter().map_err(|e| {
+            let message = format!("the keyboard cannot be connected: {e}");
+            Failure::new(
+                ErrorCode::Usage,
+                message,
+                "leave out --interactive, or run it on a terminal",
+            )
+        })?)
+    } else {
+        None
+    };
+    let screen =
+        Screen::new(session.out, plan.scribbler && !plan.interactive, plan.wait_for.as_ref());
+    let watched = runtime().map_err(|e| broken(&client, &e))?.block_on(watch(
+        &client,
+        child,
+        plan,
+        session.global.timeout,
+        screen,
+    ));
+    drop(raw);
+    let watched = watched?;
+    let record = wait_gone(&session.dirs, &client, GONE_DEADLINE)?;
+    let how = record.as_ref().map_or(ExitHow::Died, |r| r.how);
+    let detail = record.and_then(|r| r.detail);
+    finish(session.out, &client, plan, how, detail, &watched)
+}
+
+fn started(out: Output, info: &GuestInfo, plan: &Plan) -> Result<(), Failure> {
+    #[derive(Serialize)]
+    struct Started<'a> {
+        r#type: &'static str,
+        #[serde(flatten)]
+        info: &'a GuestInfo,
+    }
+    if out.json {
+        return out.result(&Started { r#type: "started", info }, "");
+    }
+    let end = if plan.interactive { "Ctrl-]" } else { "Ctrl-C" };
+    out.progress(&format!("{}; {end} ends it", sentence(info)));
+    Ok(())
+}
+
+fn broken(client: &GuestClient, e: &io::Error) -> Failure {
+    Failure::new(
+        ErrorCode::Unreachable,
+        format!("the console of '{}' cannot be used: {e}", client.name()),
+        "run it again; the guest ended with this command",
+    )
+}
+
+/// What happened while the guest ran.
+#[derive(Debug, Default)]
+struct Watched {
+    interrupted: bool,
+    verified: Option<(bool, String)>,
+    verify_missing: bool,
+    text_missing: Option<String>,
+}
+
+fn finish(
+    out: Output,
+    client: &GuestClient,
+    plan: &Plan,
+    how: ExitHow,
+    detail: Option<String>,
+    watched: &Watched,
+) -> Done {
+    let name = client.name();
+    let detail = detail.map(|d| format!(" ({d})")).unwrap_or_default();
+    let failed = |message: String| {
+        let log =
+            "run it again with MIGRATE_LOG=debug and read the guest's log (migrate help files)";
+        Err(Failure::new(ErrorCode::Unexpected, message, log))
+    };
+    if matches!(how, ExitHow::Crashed | ExitHow::Died) {
+        return failed(format!("guest '{name}' {}{detail}", describe(how)));
+    }
+    if let Some((false, line)) = &watched.verified {
+        return failed(format!("guest '{name}' found its memory wrong: {line}"));
+    }
+    if let Some(text) = &watched.text_missing {
+        let message = format!("'{text}' did not appear on the console of '{name}'; it was ended");
+        return Err(Failure::new(ErrorCode::Timeout, message, "give it longer: --wait-for …,TIME"));
+    }
+    if plan.scribbler && plan.duration.is_some() && watched.verify_missing {
+        let message = format!("guest '{name}' did not verify its memory in time; it was ended");
+        return Err(Failure::new(ErrorCode::Timeout, message, "run it again with less memory"));
+    }
+    let verified = watched.verified.as_ref().map(|(ok, _)| *ok);
+    let interrupted = watched.interrupted;
+    let document = Outcome { schema: 1, r#type: "result", name, how, interrupted, verified };
+    out.result(&document, &format!("{name}: it {}{detail}; nothing of it is left", describe(how)))?;
+    Ok(if interrupted { ErrorCode::Interrupted.exit_code() } else { OK })
+}
+
+/// What the loop below is up to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Running,
+    Verifying,
+    Stopping,
+}
+
+type Stop<'a> = Pin<Box<dyn Future<Output = Result<StopResult, CallError>> + 'a>>;
+
+/// Follows the guest until its process is gone.
+async fn watch(
+    client: &GuestClient,
+    child: Child,
+    plan: &Plan,
+    timeout: Option<Duration>,
+    mut screen: Screen,
+) -> Result<Watched, Failure> {
+    let lost = |e: io::Error| broken(client, &e);
+    let console = UnixStream::connect(client.paths().console()).await.map_err(lost)?;
+    let (mut from_guest, mut to_guest) = console.into_split();
+    let mut gone = wait_in_thread(child);
+    let mut keys = plan.interactive.then(read_keys);
+    let mut asked_to_end = signals().map_err(lost)?;
+    let mut deadline = plan.duration.map(|d| Instant::now() + d);
+    let mut wait_until = plan.wait_for.as_ref().map(|w| Instant::now() + w.within);
+    let (mut phase, mut watched) = (Phase::Running, Watched::default());
+    let mut stop: Option<Stop<'_>> = None;
+    let mut buffer = vec![0; 16 << 10];
+    let mut console_open = true;
+
+    while stop.is_some() || phase != Phase::Stopping {
+        let mut end = false;
+        tokio::select! {
+            _ = &mut gone => break,
+            read = from_guest.read(&mut buffer), if console_open => {
+                let n = read.unwrap_or(0);
+                console_open = n > 0;
+                // Whoever reads our output is gone: so is the purpose.
+                end = screen.show(buffer.get(..n).unwrap_or_default(), &mut watched).is_err();
+                end |= phase == Phase::Verifying && watched.verified.is_some();
+                wait_until = wait_until.filter(|_| !screen.found);
+            }
+            () = at(deadline), if phase != Phase::Stopping => {
+                deadline = None;
+                if phase == Phase::Running && plan.scribbler {
+                    (phase, deadline) = (Phase::Verifying, Some(Instant::now() + VERIFY_DEADLINE));
+                    watched.verified = None;
+                    press(&mut to_guest, &[VERIFY_KEY]).await;
+                } else {
+                    watched.verify_missing = phase == Phase::Verifying;
+                    end = true;
+                }
+            }
+            () = at(wait_until), if phase != Phase::Stopping => {
+                watched.text_missing = plan.wait_for.as_ref().map(|w| w.text.clone());
+                end = true;
+            }
+            Some(bytes) = next_keys(&mut keys) => {
+                match bytes.iter().position(|b| *b == ESCAPE) {
+                    Some(_) => end = true,
+                    None => press(&mut to_guest, &bytes).await,
+                }
+            }
+            Some(()) = asked_to_end.recv() => {
+                watched.interrupted = true;
+                if phase == Phase::Stopping {
+                    // Asked twice: the guest goes at once, with this process.
+                    stop = Some(Box::pin(client.stop_async(Duration::ZERO)));
+                }
+                end = true;
+            }
+            result = async { match stop.as_mut() { Some(s) => s.await, None => std::future::pending().await } } => {
+                stop = None;
+                if let Err(e @ (CallError::Refused(_) | CallError::Late(_))) = result {
+                    return Err(client.failure(e));
+                }
+            }
+        }
+        if end && phase != Phase::Stopping {
+            phase = Phase::Stopping;
+            screen.ending();
+            stop = Some(Box::pin(client.stop_async(timeout.unwrap_or(STOP_DEADLINE))));
+        }
+    }
+    Ok(watched)
+}
+
+async fn at(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn next_keys(keys: &mut Option<mpsc::Receiver<Vec<u8>>>) -> Option<Vec<u8>> {
+    match keys {
+        Some(keys) => keys.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn press(to_guest: &mut OwnedWriteHalf, keys: &[u8]) {
+    // A console that takes nothing any more ends, and is seen to end, elsewhere.
+    let _ = tokio::time::timeout(Duration::from_secs(1), to_guest.write_all(keys)).await;
+}
+
+/// Waits for the process in a thread, which also reaps it.
+fn wait_in_thread(mut child: Child) -> oneshot::Receiver<()> {
+    let (sender, receiver) = oneshot::channel();
+    std::thread::spawn(move || {
+        let _ = child.wait();
+        let _ = sender.send(());
+    });
+    receiver
+}
+
+/// Reads the keyboard in a thread, which ends with this process.
+fn read_keys() -> mpsc::Receiver<Vec<u8>> {
+    let (sender, receiver) = mpsc::channel(16);
+    std::thread::spawn(move || {
+        use std::os::fd::AsFd;
+        let mut buffer = [0; 1024];
+        while let Ok(n @ 1..) = nix::unistd::read(io::stdin().as_fd(), &mut buffer) {
+            if sender.blocking_send(buffer.get(..n).unwrap_or_default().to_vec()).is_err() {
+                break;
+            }
+        }
+    });
+    receiver
+}
+
+/// One message for each signal that asks us to end.
+fn signals() -> io::Result<mpsc::Receiver<()>> {
+    let (sender, receiver) = mpsc::channel(4);
+    for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
+        let mut signals = signal(kind)?;
+        let sender = sender.clone();
+        tokio::spawn(async move {
+            while signals.recv().await.is_some() && sender.send(()).await.is_ok() {}
+        });
+    }
+    Ok(receiver)
+}
+
+/// What of the console is shown, and how.
+struct Screen {
+    out: Output,
+    /// Understands a scribbler.
+    listener: Option<Listener>,
+    before: Status,
+    /// Text to look for, and the end of what was seen so far.
+    wanted: Option<Vec<u8>>,
+    tail: Vec<u8>,
+    found: bool,
+}
+
+impl Screen {
+    fn new(out: Output, scribbler: bool, wait_for: Option<&WaitFor>) -> Self {
+        Self {
+            out,
+            listener: scribbler.then(Listener::default),
+            before: Status::default(),
+            wanted: wait_for.map(|w| w.text.clone().into_bytes()),
+            tail: Vec::new(),
+            found: false,
+        }
+    }
+
+    fn show(&mut self, bytes: &[u8], watched: &mut Watched) -> io::Result<()> {
+        self.search(bytes);
+        let silent = self.out.json || self.out.quiet;
+        let mut stdout = io::stdout().lock();
+        let Some(listener) = &mut self.listener else {
+            return if silent {
+                Ok(())
+            } else {
+                stdout.write_all(bytes).and_then(|()| stdout.flush())
+            };
+        };
+        for said in listener.hear(bytes) {
+            let words = describe_said(&said, &mut self.before, self.out.style);
+            if let Said::Verified { ok, line } = said {
+                watched.verified = Some((ok, line));
+            }
+            if !silent {
+                writeln!(stdout, "{words}")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks for the wanted text, also across pieces.
+    fn search(&mut self, bytes: &[u8]) {
+        let Some(wanted) = self.wanted.as_ref().filter(|_| !self.found) else { return };
+        self.tail.extend_from_slice(bytes);
+        if self.tail.windows(wanted.len()).any(|w| w == wanted) {
+            self.found = true;
+            self.out.progress(&format!("Seen: {}", String::from_utf8_lossy(wanted)));
+        }
+        let keep = wanted.len().saturating_sub(1);
+        self.tail.drain(..self.tail.len().saturating_sub(keep));
+    }
+
+    fn ending(&self) {
+        self.out.progress("Stopping the guest …");
+    }
+}
+
+fn describe_said(said: &Said, before: &mut Status, style: Style) -> String {
+    match said {
+        Said::Ready => "The scribbler has filled its memory and runs.".to_owned(),
+        Said::Status(status) => {
+            let words = live::sentence(status, before, style);
+            *before = *status;
+            words
+        }
+        Said::Verified { ok: true, line } => {
+            style.green(&format!("Every page is as it should be: {line}"))
+        }
+        Said::Verified { ok: false, line } => style.red(&format!("Memory is wrong: {line}")),
+        Said::Line(line) => line.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn screen(text: &str) -> Screen {
+        let wait = WaitFor { text: text.into(), within: Duration::ZERO };
+        let out = Output { json: false, quiet: true, style: Style::PLAIN };
+        Screen::new(out, true, Some(&wait))
+    }
+
+    #[test]
+    fn a_text_is_found_across_pieces() {
+        for cut in 0..=12 {
+            let mut screen = screen("login:");
+            let (a, b) = b"xxlogin: yyy".split_at(cut);
+            screen.search(a);
+            screen.search(b);
+            assert!(screen.found, "{cut}");
+        }
+        let mut screen = screen("login:");
+        screen.search(b"log");
+        screen.search(b"-in:");
+        assert!(!screen.found);
+    }
+
+    #[test]
+    fn a_verdict_is_kept() {
+        let mut watched = Watched::default();
+        screen("x").show(b"\nVERIFY BAD pages=2\n", &mut watched).unwrap();
+        assert_eq!(watched.verified, Some((false, "VERIFY BAD pages=2".into())));
+    }
+}

@@ -1,0 +1,109 @@
+//! `help`: topics, and the long help of commands. Everything works offline.
+
+use clap::CommandFactory;
+
+use super::args::Cli;
+use super::{Done, OK, Session};
+use crate::api::{ErrorCode, Failure};
+
+/// Topics: name, what it is about, text.
+pub const TOPICS: [(&str, &str, &str); 4] = [
+    ("exit-codes", "what exit codes and error codes mean", include_str!("topics/exit-codes.txt")),
+    ("files", "definitions, directories, sockets, logs", include_str!("topics/files.txt")),
+    ("scribbler", "the built-in guest that checks itself", include_str!("topics/scribbler.txt")),
+    ("state", "what guests do, saving and loading them", include_str!("topics/state.txt")),
+];
+
+/// `help`
+pub fn help(session: &Session, topic: Option<&str>) -> Done {
+    let Some(topic) = topic else {
+        let mut text = Cli::command().render_long_help().to_string();
+        text.push_str("\nTopics:\n");
+        for (name, about, _) in TOPICS {
+            text.extend(["  ", name, ": ", about, "\n"]);
+        }
+        session.out.print(&text)?;
+        return Ok(OK);
+    };
+    if let Some((_, _, text)) = TOPICS.iter().find(|(name, ..)| *name == topic) {
+        session.out.print(text)?;
+        return Ok(OK);
+    }
+    let mut root = Cli::command();
+    root.build();
+    if let Some(command) = root.find_subcommand_mut(topic) {
+        session.out.print(&command.render_long_help().to_string())?;
+        return Ok(OK);
+    }
+    let names: Vec<&str> = TOPICS.iter().map(|(name, ..)| *name).collect();
+    Err(Failure::new(
+        ErrorCode::Usage,
+        format!("there is no help on '{topic}'"),
+        format!("topics are {}; commands are listed by: migrate help", names.join(", ")),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn topics_are_short_lines_of_text() {
+        for (name, _, text) in TOPICS {
+            for line in text.lines() {
+                assert!(line.chars().count() <= 100, "{name}: {line}");
+            }
+            assert!(text.lines().count() > 10, "{name}");
+        }
+    }
+
+    #[test]
+    fn every_error_code_is_explained() {
+        let text = TOPICS[0].2;
+        for code in [
+            "unexpected",
+            "usage",
+            "kvm-missing",
+            "kvm-permission",
+            "kvm-capability",
+            "bad-definition",
+            "bad-kernel",
+            "no-memory",
+            "bad-disk",
+            "disk-locked",
+            "bad-net",
+            "name-taken",
+            "already-running",
+            "superseded",
+            "disk-changed",
+            "bad-state-file",
+            "state-version",
+            "not-found",
+            "unreachable",
+            "busy",
+            "wrong-state",
+            "writable-disk",
+            "timeout",
+            "interrupted",
+            "file-exists",
+            "file",
+        ] {
+            let parsed: ErrorCode =
+                serde_json::from_value(serde_json::Value::String(code.into())).unwrap();
+            let exit = parsed.exit_code().to_string();
+            let line = text.lines().find(|l| l.split_whitespace().next() == Some(code));
+            let line = line.unwrap_or_else(|| panic!("{code} is not explained"));
+            assert_eq!(line.split_whitespace().nth(1), Some(exit.as_str()), "{line}");
+        }
+    }
+
+    #[test]
+    fn every_key_of_a_definition_is_explained() {
+        let error = crate::config::GuestFile::parse("x = 1", "t").unwrap_err().0.message;
+        let keys: Vec<&str> = error.split('`').skip(3).step_by(2).collect();
+        assert!(keys.len() > 15, "{error}");
+        for key in keys {
+            assert!(TOPICS[1].2.contains(key), "{key} is not explained");
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! The commands. [`main`] parses the command line, runs one command and turns its result into
+//! output and an exit code; nothing else here ends the process.
+
+pub mod args;
+mod complete;
+mod console;
+mod control;
+mod foreground;
+mod help;
+mod output;
+mod run;
+mod save;
+pub mod values;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+
+use crate::api::{ErrorCode, Failure};
+use crate::config::{Dirs, Surroundings};
+
+use args::{Cli, Command, Global};
+use output::Output;
+
+/// What a command ends with: an exit code, its result being printed.
+type Done = Result<u8, Failure>;
+
+/// Exit code of a command that did what it was asked to.
+const OK: u8 = 0;
+
+/// What every command works with.
+struct Session {
+    global: Global,
+    dirs: Dirs,
+    out: Output,
+}
+
+/// Runs the command line `words`, the program's name included.
+pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let words: Vec<OsString> = words.into_iter().collect();
+    let cli = match Cli::try_parse_from(&words) {
+        Ok(cli) => cli,
+        Err(error) => return unparsed(&error, words.iter().any(|w| w == "--json")),
+    };
+    let out = Output::new(&cli.global);
+    let done = Dirs::resolve(cli.global.instance(), &Surroundings::of_process())
+        .and_then(|dirs| dispatch(cli.command, &Session { global: cli.global, dirs, out }));
+    ExitCode::from(done.unwrap_or_else(|failure| {
+        out.failure(&failure);
+        failure.0.code.exit_code()
+    }))
+}
+
+/// A command line that clap answers itself: help, version, or a usage error.
+fn unparsed(error: &clap::Error, json: bool) -> ExitCode {
+    let asked_for = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+    if asked_for || !json {
+        // Nothing can be done about a closed stdout here.
+        let _ = error.print();
+        return ExitCode::from(if asked_for { OK } else { ErrorCode::Usage.exit_code() });
+    }
+    let text = error.render().to_string();
+    let what: Vec<&str> =
+        text.lines().map(str::trim).take_while(|l| !l.starts_with("Usage:")).collect();
+    let what = what.join(" ");
+    let what = what.trim().trim_end_matches("For more information, try '--help'.").trim();
+    let message = what.strip_prefix("error: ").unwrap_or(what);
+    let failure = Failure::new(ErrorCode::Usage, message, "see: migrate --help");
+    println!("{}", crate::show::failure::json(&failure));
+    ExitCode::from(ErrorCode::Usage.exit_code())
+}
+
+fn dispatch(command: Command, session: &Session) -> Done {
+    match command {
+        Command::Run(args) => run::run(session, *args),
+        Command::Start(args) => run::start(session, args),
+        Command::Load(args) => run::load(session, args),
+        Command::Ls(args) => control::ls(session, &args),
+        Command::Show(args) => control::show(session, &args.guest),
+        Command::Console(args) => console::console(session, &args.guest),
+        Command::Pause(args) => control::pause(session, &args.guest),
+        Command::Resume(args) => control::resume(session, &args.guest),
+        Command::Reset(args) => control::reset(session, &args.guest),
+        Command::Stop(args) => control::stop(session, &args),
+        Command::Save(args) => save::save(session, &args),
+        Command::Rm(args) => control::rm(session, &args.guest),
+        Command::Throttle(args) => control::throttle(session, &args),
+        Command::Completions(args) => complete::script(session, args.shell),
+        Command::Help(args) => help::help(session, args.topic.as_deref()),
+        Command::CompleteWords(args) => complete::words(session, &args.words),
+        Command::GuestProcess => Err(Failure::new(
+            ErrorCode::Usage,
+            "guest-process is started by the other commands, before anything else happens",
+            "use: migrate run",
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_and_option_is_documented() {
+        let mut root = Cli::command();
+        root.build();
+        for command in root.get_subcommands() {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            for arg in command.get_arguments() {
+                assert!(arg.get_help().is_some(), "{} {}", command.get_name(), arg.get_id());
+            }
+        }
+    }
+
+    #[test]
+    fn the_grammar_is_that_of_the_contract() {
+        for good in [
+            "run --guest scribbler",
+            "run a --guest scribbler:ws=64M,rate=max -m 128M -c 2 --rm --duration 10s",
+            "run --file a.toml --wait-for console:login:,2m --json",
+            "run --kernel k --initrd i --cmdline -x --disk d,ro --disk e --net tap=t0",
+            "--json ls -a",
+            "ls --json",
+            "stop a --timeout 5s",
+            "stop a --kill",
+            "save a --to f --keep-running",
+            "load f --as b --clock freeze --paused",
+            "--user show a",
+            "throttle a 50",
+            "help exit-codes",
+            "help",
+            "completions bash",
+            "guest-process",
+            "complete-words -- run --",
+        ] {
+            let words = std::iter::once("migrate").chain(good.split(' '));
+            Cli::try_parse_from(words).unwrap_or_else(|e| panic!("{good}: {e}"));
+        }
+        for bad in [
+            "",
+            "run --duration 10s --guest scribbler",
+            "run --rm -i --json --guest scribbler",
+            "run A --guest scribbler",
+            "run --kernel k --guest scribbler",
+            "stop",
+            "stop a --timeout 5",
+            "save a",
+            "load f --clock never",
+            "--user --system ls",
+            "throttle a 0",
+            "frobnicate",
+        ] {
+            let words = std::iter::once("migrate").chain(bad.split(' ').filter(|w| !w.is_empty()));
+            let error = Cli::try_parse_from(words).expect_err(bad);
+            assert_eq!(error.exit_code(), 2, "{bad}");
+        }
+    }
+}

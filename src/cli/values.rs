@@ -1,0 +1,170 @@
+//! Values of options that have a syntax of their own.
+
+use std::time::Duration;
+
+use crate::config::{Cache, DiskFile, NetFile, parse_duration, parse_mac};
+
+/// How long `--wait-for` waits if nothing is said.
+pub const WAIT_DEFAULT: Duration = Duration::from_mins(1);
+
+/// `--wait-for console:TEXT[,TIME]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WaitFor {
+    /// Text on the serial console.
+    pub text: String,
+    /// Give up after this long.
+    pub within: Duration,
+}
+
+/// Parses `console:TEXT[,TIME]`. A text may hold commas; what follows the last one counts as a
+/// time if it is one.
+///
+/// # Errors
+/// A sentence.
+pub fn parse_wait_for(value: &str) -> Result<WaitFor, String> {
+    let rest = value.strip_prefix("console:").ok_or_else(|| {
+        format!("'{value}' is not something to wait for: write console:TEXT, for example console:login:,2m")
+    })?;
+    let timed = rest.rsplit_once(',').and_then(|(text, time)| {
+        let within = parse_duration(time).ok()?;
+        Some(WaitFor { text: text.to_owned(), within })
+    });
+    let parsed = timed.unwrap_or_else(|| WaitFor { text: rest.to_owned(), within: WAIT_DEFAULT });
+    if parsed.text.is_empty() {
+        return Err("the text to wait for is empty: write console:TEXT".to_owned());
+    }
+    Ok(parsed)
+}
+
+/// Parses `PATH[,ro][,cache=none|writeback][,serial=TEXT]`; the path may be written `path=PATH`.
+///
+/// # Errors
+/// A sentence.
+pub fn parse_disk(value: &str) -> Result<DiskFile, String> {
+    let mut parts = value.split(',');
+    let first = parts.next().unwrap_or_default();
+    let path = first.strip_prefix("path=").unwrap_or(first);
+    if path.is_empty() {
+        return Err("the disk has no path: write for example --disk root.img,ro".to_owned());
+    }
+    let mut disk =
+        DiskFile { path: path.into(), read_only: false, cache: Cache::None, serial: None };
+    for part in parts {
+        match part.split_once('=') {
+            None if part == "ro" => disk.read_only = true,
+            Some(("cache", "none")) => disk.cache = Cache::None,
+            Some(("cache", "writeback")) => disk.cache = Cache::Writeback,
+            Some(("serial", serial)) => disk.serial = Some(serial.to_owned()),
+            _ => {
+                return Err(format!(
+                    "'{part}' is not an option of a disk: there are ro, cache=none, \
+                     cache=writeback and serial=TEXT"
+                ));
+            }
+        }
+    }
+    Ok(disk)
+}
+
+/// Parses `tap=NAME[,mac=MAC][,mtu=N]`.
+///
+/// # Errors
+/// A sentence.
+pub fn parse_net(value: &str) -> Result<NetFile, String> {
+    let mut net = NetFile { tap: String::new(), mac: None, mtu: None };
+    for part in value.split(',') {
+        match part.split_once('=') {
+            Some(("tap", tap)) => tap.clone_into(&mut net.tap),
+            Some(("mac", mac)) => net.mac = Some(parse_mac(mac)?),
+            Some(("mtu", mtu)) => {
+                let bad = |_| format!("'{mtu}' is not an MTU: write a number from 68 to 65535");
+                net.mtu = Some(mtu.parse().map_err(bad)?);
+            }
+            _ => {
+                return Err(format!(
+                    "'{part}' is not an option of an interface: there are tap=NAME, mac=MAC and \
+                     mtu=N"
+                ));
+            }
+        }
+    }
+    if net.tap.is_empty() {
+        return Err("the interface has no tap: write for example --net tap=tap0".to_owned());
+    }
+    Ok(net)
+}
+
+/// Parses a share of time, 1 to 100.
+///
+/// # Errors
+/// A sentence.
+pub fn parse_percent(value: &str) -> Result<u8, String> {
+    let number = value.strip_suffix('%').unwrap_or(value).parse().ok();
+    number
+        .filter(|n| (1..=100).contains(n))
+        .ok_or_else(|| format!("'{value}' is not a share: write a number from 1 to 100"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn wait_for() {
+        let wait =
+            |text: &str, s| Ok(WaitFor { text: text.into(), within: Duration::from_secs(s) });
+        assert_eq!(parse_wait_for("console:login:"), wait("login:", 60));
+        assert_eq!(parse_wait_for("console:login:,2m"), wait("login:", 120));
+        assert_eq!(parse_wait_for("console:a,b"), wait("a,b", 60));
+        assert_eq!(parse_wait_for("console:a,5"), wait("a,5", 60));
+        assert_eq!(parse_wait_for("console:a,b,5s"), wait("a,b", 5));
+        for bad in ["", "login", "console:", "console:,5s", "vsock:1"] {
+            assert!(parse_wait_for(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn disks() {
+        let disk = parse_disk("a.img,ro,cache=writeback,serial=x").unwrap();
+        assert_eq!(
+            disk,
+            DiskFile {
+                path: "a.img".into(),
+                read_only: true,
+                cache: Cache::Writeback,
+                serial: Some("x".into())
+            }
+        );
+        assert_eq!(parse_disk("path=/a").unwrap().path, std::path::Path::new("/a"));
+        for bad in ["", ",ro", "a,rw", "a,cache=x", "a,cache"] {
+            assert!(parse_disk(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn nets() {
+        let net = parse_net("tap=t0,mac=52:54:00:00:00:01,mtu=1400").unwrap();
+        let mac = Some([0x52, 0x54, 0, 0, 0, 1]);
+        assert_eq!(net, NetFile { tap: "t0".into(), mac, mtu: Some(1400) });
+        for bad in ["", "t0", "mac=52:54:00:00:00:01", "tap=", "tap=a,mtu=x", "bridge=br0"] {
+            assert!(parse_net(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn shares() {
+        assert_eq!((parse_percent("1"), parse_percent("100%")), (Ok(1), Ok(100)));
+        for bad in ["0", "101", "", "x", "-1", "1.5"] {
+            assert!(parse_percent(bad).is_err(), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_value_panics(value in ".{0,60}") {
+            let _ = (parse_wait_for(&value), parse_disk(&value), parse_net(&value));
+            let _ = parse_percent(&value);
+        }
+    }
+}

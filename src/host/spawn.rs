@@ -1,0 +1,200 @@
+//! Starts guest processes: this program again, in its hidden form, with a launch document on its
+//! standard input ([`crate::api::launch`]) and nothing else in its hands.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, SystemTime};
+
+use super::exits;
+use crate::api::launch::{LaunchError, LaunchFds, receive_reply, send_launch};
+use crate::api::{ErrorCode, Failure, GuestInfo, LaunchReply, LaunchSpec};
+
+/// The hidden subcommand.
+pub const SUBCOMMAND: &str = "guest-process";
+/// A guest's log is begun anew when it has grown to this many bytes.
+const LOG_MAX: u64 = 1 << 20;
+/// As much of the log is searched for the last words of a process that died.
+const LAST_WORDS: u64 = 4096;
+
+/// A guest process that answered "ready".
+#[derive(Debug)]
+pub struct Launched {
+    /// The guest's facts.
+    pub info: GuestInfo,
+    /// Its process. Dropping this does not end it.
+    pub child: Child,
+}
+
+/// Starts a guest process for `spec`, with the saved file `load` if `spec.load` calls for one, and
+/// waits until its guest is ready. With `die_with_parent` it ends with the calling thread.
+///
+/// # Errors
+/// What the guest process says; `timeout` after `deadline`, with the process ended; `unexpected`
+/// with its last words if it died.
+pub fn launch(
+    spec: &LaunchSpec,
+    load: Option<&File>,
+    deadline: Option<Duration>,
+) -> Result<Launched, Failure> {
+    spec.dirs.prepare()?;
+    spec.dirs.check_socket_paths(&spec.definition.name)?;
+    if let Err(e) = exits::prune(&spec.dirs, SystemTime::now()) {
+        tracing::warn!("cannot remove old records: {e}");
+    }
+    let log_path = spec.dirs.guest_log(&spec.definition.name);
+    let log = open_log(&log_path).map_err(|e| {
+        Failure::new(
+            ErrorCode::File,
+            format!("cannot open the guest's log {}: {e}", log_path.display()),
+            "check that the state directory is yours and not full",
+        )
+    })?;
+    let start_of_log = log.metadata().map_or(0, |m| m.len());
+    let (ours, theirs) = UnixStream::pair().map_err(|e| cannot_start(&e))?;
+    let mut child = start(theirs, log).map_err(|e| cannot_start(&e))?;
+
+    // A process that died early breaks the socket; why it died is told by its answer or its log.
+    let fds = LaunchFds { console: None, load: load.map(AsFd::as_fd) };
+    let reply = match send_launch(&ours, spec, fds) {
+        Ok(()) | Err(LaunchError::Io(_)) => wait_for_reply(&mut child, deadline),
+        Err(other) => Err(NoReply::Broken(other)),
+    };
+    match reply {
+        Ok(LaunchReply::Ready(info)) => Ok(Launched { info: *info, child }),
+        Ok(LaunchReply::Failed(body)) => {
+            let _ = child.wait();
+            Err(Failure(Box::new(body)))
+        }
+        Err(reply) => {
+            let _ = child.kill();
+            let status = child.wait();
+            let how = status.map(|s| s.to_string()).unwrap_or_default();
+            Err(reply.failure(&how, &log_path, start_of_log))
+        }
+    }
+}
+
+/// Why there is no reply.
+enum NoReply {
+    Broken(LaunchError),
+    Late(Duration),
+}
+
+impl NoReply {
+    fn failure(self, status: &str, log: &Path, start_of_log: u64) -> Failure {
+        let look = format!("read its log: {}", log.display());
+        match self {
+            Self::Late(limit) => Failure::new(
+                ErrorCode::Timeout,
+                format!("the guest was not ready within {} s and was ended", limit.as_secs()),
+                format!("give it longer with --timeout, or {look}"),
+            ),
+            Self::Broken(LaunchError::Ended) => {
+                let words = last_words(log, start_of_log);
+                let words = words.map(|w| format!(": {w}")).unwrap_or_default();
+                Failure::new(
+                    ErrorCode::Unexpected,
+                    format!("the guest process ended before its guest was ready ({status}){words}"),
+                    look,
+                )
+            }
+            Self::Broken(other) => Failure::new(ErrorCode::Unexpected, other.to_string(), look),
+        }
+    }
+}
+
+fn cannot_start(e: &io::Error) -> Failure {
+    Failure::new(
+        ErrorCode::Unexpected,
+        format!("cannot start a guest process: {e}"),
+        "check the limits on processes and open files (ulimit -a)",
+    )
+}
+
+fn start(socket: UnixStream, log: File) -> io::Result<Child> {
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .arg(SUBCOMMAND)
+        .env_clear()
+        .current_dir("/")
+        .stdin(OwnedFd::from(socket))
+        .stdout(Stdio::piped())
+        .stderr(log);
+    for name in ["MIGRATE_LOG", "RUST_BACKTRACE"] {
+        if let Some(value) = std::env::var_os(name) {
+            command.env(name, value);
+        }
+    }
+    command.spawn()
+}
+
+fn wait_for_reply(child: &mut Child, deadline: Option<Duration>) -> Result<LaunchReply, NoReply> {
+    let Some(stdout) = child.stdout.take() else {
+        return Err(NoReply::Broken(LaunchError::Ended));
+    };
+    let Some(limit) = deadline else {
+        return receive_reply(stdout).map_err(NoReply::Broken);
+    };
+    // The reading thread ends with the pipe: at the reply, or when the process is killed.
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || sender.send(receive_reply(stdout)));
+    match receiver.recv_timeout(limit) {
+        Ok(reply) => reply.map_err(NoReply::Broken),
+        Err(_) => Err(NoReply::Late(limit)),
+    }
+}
+
+fn open_log(path: &Path) -> io::Result<File> {
+    let open = || OpenOptions::new().create(true).append(true).mode(0o600).open(path);
+    let log = open()?;
+    if log.metadata()?.len() < LOG_MAX {
+        return Ok(log);
+    }
+    fs::rename(path, path.with_extension("log.1"))?;
+    open()
+}
+
+/// The last line of what the log gained since `start`.
+fn last_words(path: &Path, start: u64) -> Option<String> {
+    let mut log = File::open(path).ok()?;
+    let end = log.metadata().ok()?.len();
+    let from = start.max(end.saturating_sub(LAST_WORDS));
+    log.seek(SeekFrom::Start(from)).ok()?;
+    let mut bytes = Vec::new();
+    log.take(LAST_WORDS).read_to_end(&mut bytes).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
+    let line = text.lines().rev().find(|l| !l.trim().is_empty())?;
+    Some(line.trim().chars().filter(|c| !c.is_control()).take(300).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn last_words_are_the_last_line_of_this_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.log");
+        fs::write(&path, "before\n").unwrap();
+        assert_eq!(last_words(&path, 7), None);
+        fs::write(&path, "before\nfirst\nlast \u{1b}[31mone\n\n").unwrap();
+        assert_eq!(last_words(&path, 7).unwrap(), "last [31mone");
+        fs::write(&path, "x".repeat(100_000)).unwrap();
+        assert_eq!(last_words(&path, 0).unwrap().len(), 300);
+    }
+
+    #[test]
+    fn a_long_log_is_begun_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.log");
+        File::create(&path).unwrap().set_len(LOG_MAX).unwrap();
+        assert_eq!(open_log(&path).unwrap().metadata().unwrap().len(), 0);
+        assert_eq!(fs::metadata(dir.path().join("a.log.1")).unwrap().len(), LOG_MAX);
+    }
+}
