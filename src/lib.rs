@@ -1,5 +1,6 @@
 //! The `migrate` command, the guest process and what joins the crates `vmm` and `migrate`.
 
+pub mod adapter;
 pub mod api;
 pub mod cli;
 pub mod config;

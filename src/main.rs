@@ -10,18 +10,11 @@ fn main() -> ExitCode {
     report_panics();
     // A guest process wants to be alone: nothing is opened, logged or parsed before it.
     if std::env::args_os().nth(1).is_some_and(|word| word == spawn::SUBCOMMAND) {
-        return guest_process();
+        return migrate::guest::process::process_main(&migrate::adapter::VmmHost);
     }
     log_to_stderr();
     std::panic::catch_unwind(|| migrate::cli::main(std::env::args_os()))
         .unwrap_or(ExitCode::FAILURE)
-}
-
-/// The hidden subcommand. It stands in until there is a machine to give to
-/// [`migrate::guest`]'s `process_main`.
-fn guest_process() -> ExitCode {
-    eprintln!("migrate: this build has no guest process");
-    ExitCode::FAILURE
 }
 
 /// `MIGRATE_LOG` chooses what is logged, in the syntax of `RUST_LOG`; by default warnings.

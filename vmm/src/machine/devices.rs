@@ -15,10 +15,10 @@ use crate::devices::i8042::I8042;
 use crate::devices::serial::Serial;
 use crate::devices::virtio::block::{Block, BlockSpec};
 use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
-use crate::devices::virtio::net::{NetDevice as Net, NetSpec};
+use crate::devices::virtio::net::{NetDevice, NetSpec};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vconsole::{ConsoleDevice, Port};
-//T use crate::devices::virtio::vsock::{Vsock, VsockSpec};
+use crate::devices::virtio::vsock::{VsockDevice, VsockSpec};
 use crate::devices::virtio::{DeviceError, VirtioDevice};
 use crate::devices::vmgenid::VmGenId;
 use crate::eventfd::EventFd;
@@ -40,7 +40,8 @@ pub enum VirtioSpec {
     Console(ConsolePort),
     /// A source of random bytes, read from the file.
     Rng(File),
-    //T     Vsock(VsockSpec),
+    /// A socket to the host.
+    Vsock(VsockSpec),
 }
 
 impl VirtioSpec {
@@ -50,17 +51,17 @@ impl VirtioSpec {
             Self::Net(_) => "network interface",
             Self::Console(_) => "virtio console",
             Self::Rng(_) => "entropy source",
-            //T             Self::Vsock(_) => "vsock",
+            Self::Vsock(_) => "vsock",
         }
     }
 
     fn fresh(self) -> Result<Box<dyn VirtioDevice>, DeviceError> {
         Ok(match self {
             Self::Block(spec) => Box::new(Block::new(spec).map_err(spec_error("disk"))?),
-            Self::Net(spec) => Box::new(Net::new(spec)?),
+            Self::Net(spec) => Box::new(NetDevice::new(spec)?),
             Self::Console(port) => Box::new(ConsoleDevice::new(shared(port), None)),
             Self::Rng(file) => Box::new(Rng::new(file)),
-            //T             Self::Vsock(spec) => Box::new(Vsock::new(spec)?),
+            Self::Vsock(spec) => Box::new(VsockDevice::new(spec)?),
         })
     }
 
@@ -71,12 +72,12 @@ impl VirtioSpec {
             (Self::Block(spec), S::Block(s)) => {
                 Box::new(Block::restore(spec, s).map_err(spec_error("disk"))?)
             }
-            (Self::Net(spec), S::Net(s)) => Box::new(Net::restore(spec, s)?),
+            (Self::Net(spec), S::Net(s)) => Box::new(NetDevice::restore(spec, s)?),
             (Self::Console(port), S::Console(s)) => {
                 Box::new(ConsoleDevice::restore(shared(port), s)?)
             }
             (Self::Rng(file), S::Rng(s)) => Box::new(Rng::restore(file, s)),
-            //T             (Self::Vsock(spec), S::Vsock(s)) => Box::new(Vsock::restore(spec, s)?),
+            (Self::Vsock(spec), S::Vsock(s)) => Box::new(VsockDevice::restore(spec, s)?),
             (_, other) => {
                 let reason = format!("the saved guest has another device there: {other:?}");
                 return Err(DeviceError::State { device: name, reason });

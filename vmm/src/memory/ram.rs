@@ -5,11 +5,12 @@
 //! that was not asked for: RAM that the guest never used stays a hole of the file.
 
 use std::fs::File;
+use std::io;
 use std::sync::Arc;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use super::layout::{self, RamRange};
 use super::own_writes::OwnWrites;
@@ -29,7 +30,7 @@ pub enum RamError {
         /// With huge pages.
         huge: bool,
         /// What the kernel said.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// The kernel refused the mapping.
     #[error("cannot map {bytes} bytes of guest memory at {gpa:#x}: {reason}{}", hint(*huge))]
@@ -66,7 +67,7 @@ impl GuestRam {
     /// Makes RAM of the configured size; every page reads as zero and none is allocated.
     pub fn new(config: &MemoryConfig) -> Result<Self, RamError> {
         let (bytes, huge) = (config.bytes(), config.huge_pages());
-        let create = |source: std::io::Error| RamError::Create { bytes, huge, source };
+        let create = |source: io::Error| RamError::Create { bytes, huge, source };
         let flags = MFdFlags::MFD_CLOEXEC
             | if huge { MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB } else { MFdFlags::empty() };
         let fd = memfd_create(c"guest-ram", flags).map_err(|e| create(e.into()))?;
@@ -124,6 +125,25 @@ impl GuestRam {
     /// The VMM's own writes, one bitmap for each range.
     pub fn own_writes(&self) -> &[OwnWrites] {
         &self.maps
+    }
+
+    /// Writes `bytes` at `offset` of the RAM file, over the end of a range if need be.
+    pub fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let (gpa, room) = self.locate(offset)?;
+        let (here, rest) = bytes.split_at(bytes.len().min(room));
+        self.mem.write_slice(here, GuestAddress(gpa)).map_err(io::Error::other)?;
+        if rest.is_empty() { Ok(()) } else { self.write_at(offset + here.len() as u64, rest) }
+    }
+
+    /// Guest-physical address of `offset` of the RAM file, and bytes from there to the end of
+    /// the range.
+    fn locate(&self, offset: u64) -> io::Result<(u64, usize)> {
+        let range = self.ranges.iter().find(|r| (r.offset..r.offset + r.len).contains(&offset));
+        let range = range.ok_or_else(|| {
+            io::Error::other(format!("offset {offset:#x} is outside the guest's memory"))
+        })?;
+        let room = range.offset + range.len - offset;
+        Ok((range.gpa + (offset - range.offset), usize::try_from(room).unwrap_or(usize::MAX)))
     }
 
     /// Bytes of RAM.

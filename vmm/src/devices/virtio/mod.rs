@@ -20,8 +20,6 @@ pub mod mmio;
 pub mod net;
 mod ring;
 pub mod rng;
-pub mod net;
-mod ring;
 #[cfg(test)]
 pub mod testkit;
 pub mod thread;

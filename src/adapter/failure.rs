@@ -1,0 +1,87 @@
+//! What went wrong in `vmm`, in the terms of the API: a stable code and what to do next.
+
+use vmm::devices::tap::TapError;
+use vmm::devices::virtio::block::DiskOpenError;
+use vmm::kvm::KvmError;
+use vmm::machine::MachineError;
+use vmm::state::StateError;
+
+use crate::api::{ErrorCode, Failure};
+
+/// Where `vmm`'s message already says what to do.
+const SEE_MESSAGE: &str = "mend what the message names and try again";
+
+/// KVM cannot be used.
+pub fn kvm(error: &KvmError) -> Failure {
+    let (code, remedy) = match error {
+        KvmError::Missing(_) => (
+            ErrorCode::KvmMissing,
+            "load kvm_intel or kvm_amd, or enable virtualization in the firmware",
+        ),
+        KvmError::Permission(_) => {
+            (ErrorCode::KvmPermission, "add this user to the group kvm and log in again")
+        }
+        KvmError::Capability { .. } | KvmError::ApiVersion(_) => {
+            (ErrorCode::KvmCapability, "use a newer kernel")
+        }
+        KvmError::Open { .. } | KvmError::Call { .. } => {
+            (ErrorCode::Unexpected, "see the guest's log and the kernel's (dmesg)")
+        }
+    };
+    Failure::new(code, error.to_string(), remedy)
+}
+
+/// A disk cannot be used.
+pub fn disk(error: &DiskOpenError) -> Failure {
+    let code = match error {
+        DiskOpenError::Locked(_) => ErrorCode::DiskLocked,
+        _ => ErrorCode::BadDisk,
+    };
+    Failure::new(code, error.to_string(), SEE_MESSAGE)
+}
+
+/// A network interface cannot be used.
+pub fn tap(error: &TapError) -> Failure {
+    Failure::new(ErrorCode::BadNet, error.to_string(), SEE_MESSAGE)
+}
+
+/// A machine could not be made.
+pub fn machine(error: &MachineError) -> Failure {
+    let code = match error {
+        MachineError::Kvm(e) => return kvm(e),
+        MachineError::State(e) => return state(e),
+        MachineError::Ram(_) => ErrorCode::NoMemory,
+        MachineError::Boot(_) => ErrorCode::BadKernel,
+        MachineError::Template(_) | MachineError::TooManyVcpus { .. } => ErrorCode::BadDefinition,
+        MachineError::Device { device, .. } if device.starts_with("disk") => ErrorCode::BadDisk,
+        MachineError::Device { device, .. } if device.starts_with("network") => ErrorCode::BadNet,
+        MachineError::Shape { .. } | MachineError::Fill(_) => ErrorCode::BadStateFile,
+        _ => ErrorCode::Unexpected,
+    };
+    Failure::new(code, error.to_string(), SEE_MESSAGE)
+}
+
+/// A saved machine could not be decoded.
+pub fn state(error: &StateError) -> Failure {
+    let code = match error {
+        StateError::TooNew(_) | StateError::TooOld(_) => ErrorCode::StateVersion,
+        _ => ErrorCode::BadStateFile,
+    };
+    Failure::new(code, error.to_string(), SEE_MESSAGE)
+}
+
+/// A definition is refused.
+pub fn definition(message: impl Into<String>) -> Failure {
+    Failure::new(ErrorCode::BadDefinition, message, "correct the definition")
+}
+
+/// A file cannot be opened.
+pub fn file(what: &str, path: &std::path::Path, error: &std::io::Error) -> Failure {
+    let message = format!("cannot open {what} {}: {error}", path.display());
+    Failure::new(ErrorCode::File, message, "correct the path or its permissions")
+}
+
+/// Something that should not fail did.
+pub fn unexpected(what: &str, error: &dyn std::fmt::Display) -> Failure {
+    Failure::new(ErrorCode::Unexpected, format!("{what}: {error}"), "see the guest's log")
+}

@@ -1,0 +1,247 @@
+//! Opens everything that a definition names, before the process is confined. It interprets
+//! nothing and starts no thread.
+
+use std::fs::{File, OpenOptions};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use vmm::boot::{BootSource, KernelImage};
+use vmm::config::{DirtyTracking, MachineConfig, MemoryConfig, VcpuCount};
+use vmm::devices::console::{Console, ConsoleConfig, LogFiles, Position};
+use vmm::devices::tap::Tap;
+use vmm::devices::virtio::block::open_disk;
+use vmm::events::EventSink;
+use vmm::kvm::Kvm;
+use vmm::memory::layout;
+use vmm::scribbler::{self, Params};
+
+use super::failure;
+use super::machine::VmmMachines;
+use crate::api::{ErrorCode, Failure};
+use crate::config::{Cache, DiskDefinition, GuestDefinition, GuestPaths};
+use crate::guest::process::{OpenMachine, OpenedMachine};
+use crate::guest::runtime::RuntimeDir;
+use crate::guest::save::SavedDisk;
+use crate::guest::server::WaitConsole;
+
+/// This host, through `vmm`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct VmmHost;
+
+/// A disk, open and locked.
+#[derive(Debug)]
+pub struct OpenDisk {
+    pub definition: DiskDefinition,
+    /// The guest's handle, which carries the lock.
+    pub file: File,
+}
+
+/// A virtio socket's host side.
+#[derive(Debug)]
+pub struct OpenVsock {
+    pub cid: u32,
+    pub listener: UnixListener,
+    pub path: PathBuf,
+}
+
+/// Everything that a guest is made of, open.
+pub struct Opened {
+    pub definition: GuestDefinition,
+    pub kvm: Kvm,
+    pub config: MachineConfig,
+    pub boot: BootSource,
+    pub disks: Vec<OpenDisk>,
+    pub taps: Vec<Tap>,
+    pub vsock: Option<OpenVsock>,
+    pub random: Option<File>,
+    pub events: EventSink,
+    console: ConsoleConfig,
+    hvc: Option<ConsoleConfig>,
+}
+
+impl OpenMachine for VmmHost {
+    type Opened = Opened;
+
+    fn open(
+        &self,
+        definition: &GuestDefinition,
+        dir: &RuntimeDir,
+        console: Option<OwnedFd>,
+        events: EventSink,
+    ) -> Result<Opened, Failure> {
+        let config = config(definition)?;
+        let kvm = Kvm::open().map_err(|e| failure::kvm(&e))?;
+        check_host_memory(definition)?;
+        let boot = boot_source(definition)?;
+        let disks = definition.disks.iter().map(disk).collect::<Result<_, _>>()?;
+        let tap =
+            |net: &crate::config::NetDefinition| Tap::open(&net.tap).map_err(|e| failure::tap(&e));
+        let taps = definition.nets.iter().map(tap).collect::<Result<_, _>>()?;
+        let paths = dir.paths();
+        let random = definition.rng.then(|| open_read("the source of randomness", RANDOM));
+        let vsock = definition.vsock_cid.map(|cid| {
+            let path = paths.vsock();
+            Ok(OpenVsock { cid, listener: dir.bind(&path)?, path })
+        });
+        let hvc = definition.virtio_console.then(|| {
+            let listener = Some(dir.bind(&paths.hvc())?);
+            Ok(ConsoleConfig { listener, ..ConsoleConfig::default() })
+        });
+        let console = ConsoleConfig {
+            listener: Some(dir.bind(&paths.console())?),
+            log: Some(log_files(paths)?),
+            stdio: false,
+            file: console.map(File::from),
+        };
+        Ok(Opened {
+            definition: definition.clone(),
+            kvm,
+            config,
+            boot,
+            disks,
+            taps,
+            vsock: vsock.transpose()?,
+            random: random.transpose()?,
+            events,
+            console,
+            hvc: hvc.transpose()?,
+        })
+    }
+}
+
+impl OpenedMachine for Opened {
+    type Machines = VmmMachines;
+
+    fn disks(&mut self) -> Vec<SavedDisk> {
+        let saved = |disk: &OpenDisk| {
+            let path = disk.definition.path.clone();
+            // Beside the guest's handle, which may bypass the cache and wants aligned reads.
+            let file = File::open(&path).or_else(|_| disk.file.try_clone()).ok()?;
+            Some(SavedDisk { path, file, writable: !disk.definition.read_only })
+        };
+        self.disks.iter().filter_map(saved).collect()
+    }
+
+    fn start(mut self) -> Result<(VmmMachines, WaitConsole), Failure> {
+        let start = |config| {
+            Console::new(config).map_err(|e| failure::unexpected("the console cannot start", &e))
+        };
+        let console = start(std::mem::take(&mut self.console))?;
+        let hvc = self.hvc.take().map(start).transpose()?;
+        let waited = console.clone();
+        let wait: WaitConsole = Arc::new(move |text: &str, timeout: Duration| {
+            let mut reader = waited.subscribe(Position::Scrollback);
+            reader.wait_for(text.as_bytes(), Instant::now() + timeout).is_ok()
+        });
+        Ok((VmmMachines::new(self, console, hvc), wait))
+    }
+}
+
+/// Where random bytes come from.
+const RANDOM: &str = "/dev/urandom";
+
+fn config(definition: &GuestDefinition) -> Result<MachineConfig, Failure> {
+    let refuse = |e: vmm::config::ConfigError| failure::definition(e.to_string());
+    let tracking = if definition.dirty_ring { DirtyTracking::Ring } else { DirtyTracking::Log };
+    Ok(MachineConfig {
+        memory: MemoryConfig::new(definition.memory_bytes, definition.huge_pages)
+            .map_err(refuse)?,
+        vcpus: VcpuCount::try_from(definition.cpus).map_err(refuse)?,
+        cpu_template: definition.cpu_template.clone(),
+        dirty_tracking: tracking,
+        generation_id: *definition.uuid.as_bytes(),
+    })
+}
+
+/// Guest RAM is only reserved as it is used, so a guest that can never fit would die late.
+fn check_host_memory(definition: &GuestDefinition) -> Result<(), Failure> {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let Some(total) = meminfo(&text, "MemTotal:") else { return Ok(()) };
+    if definition.memory_bytes <= total {
+        return Ok(());
+    }
+    Err(Failure::new(
+        ErrorCode::NoMemory,
+        format!(
+            "the guest's memory of {} MiB is more than this host has ({} MiB)",
+            definition.memory_bytes >> 20,
+            total >> 20
+        ),
+        "give it less memory or use a larger host",
+    ))
+}
+
+/// A field of `/proc/meminfo`, in bytes.
+fn meminfo(text: &str, field: &str) -> Option<u64> {
+    let line = text.lines().find(|l| l.starts_with(field))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+fn boot_source(definition: &GuestDefinition) -> Result<BootSource, Failure> {
+    let initrd = definition.initrd.as_deref().map(|p| open_read("the initrd", p)).transpose()?;
+    let (kernel, cmdline) = match (&definition.guest, &definition.kernel) {
+        (Some(spec), None) => built_in(spec, definition)?,
+        (None, Some(path)) => {
+            (KernelImage::File(open_read("the kernel", path)?), definition.cmdline.clone())
+        }
+        (None, None) => {
+            return Err(failure::definition("the guest has neither a kernel nor a built-in guest"));
+        }
+        (Some(_), Some(_)) => {
+            return Err(failure::definition("a guest has a kernel or a built-in guest, not both"));
+        }
+    };
+    Ok(BootSource { kernel, initrd, cmdline, acpi: definition.acpi })
+}
+
+fn built_in(spec: &str, definition: &GuestDefinition) -> Result<(KernelImage, String), Failure> {
+    let refuse = |e: scribbler::ParamError| failure::definition(e.to_string());
+    let params = Params::parse(spec).map_err(refuse)?;
+    params.fits(definition.memory_bytes, definition.cpus).map_err(refuse)?;
+    let cmdline = params.command_line(definition.cpus, Some(layout::ACPI_PM_PORT));
+    Ok((KernelImage::Bytes(scribbler::elf()), cmdline))
+}
+
+fn disk(definition: &DiskDefinition) -> Result<OpenDisk, Failure> {
+    let direct = definition.cache == Cache::None;
+    let file =
+        open_disk(&definition.path, definition.read_only, direct).map_err(|e| failure::disk(&e))?;
+    Ok(OpenDisk { definition: definition.clone(), file })
+}
+
+fn open_read(what: &str, path: impl AsRef<Path>) -> Result<File, Failure> {
+    File::open(&path).map_err(|e| failure::file(what, path.as_ref(), &e))
+}
+
+fn log_files(paths: &GuestPaths) -> Result<LogFiles, Failure> {
+    let open = |path: PathBuf| {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|e| failure::file("the console's log", &path, &e))
+    };
+    let current = paths.console_log();
+    let previous = current.with_extension("log.1");
+    Ok(LogFiles { current: open(current)?, previous: open(previous)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_meminfo() {
+        let text = "MemTotal:       24684092 kB\nMemFree:        1 kB\n";
+        assert_eq!(meminfo(text, "MemTotal:"), Some(24_684_092 * 1024));
+        assert_eq!(meminfo(text, "HugePages_Free:"), None);
+    }
+}
