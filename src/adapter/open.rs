@@ -83,11 +83,11 @@ impl OpenMachine for VmmHost {
         let taps = definition.nets.iter().map(tap).collect::<Result<_, _>>()?;
         let paths = dir.paths();
         let random = definition.rng.then(|| open_read("the source of randomness", RANDOM));
-        let vsock = definition.vsock_cid.map(|cid| {
+        let vsock = definition.vsock_cid.map(|cid| -> Result<_, Failure> {
             let path = paths.vsock();
             Ok(OpenVsock { cid, listener: dir.bind(&path)?, path })
         });
-        let hvc = definition.virtio_console.then(|| {
+        let hvc = definition.virtio_console.then(|| -> Result<_, Failure> {
             let listener = Some(dir.bind(&paths.hvc())?);
             Ok(ConsoleConfig { listener, ..ConsoleConfig::default() })
         });

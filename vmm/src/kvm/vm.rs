@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use kvm_bindings::{
     KVM_CAP_DIRTY_LOG_RING, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_INITIALLY_SET,
-    KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, KVM_MEM_LOG_DIRTY_PAGES, kvm_enable_cap, kvm_pit_config,
-    kvm_userspace_memory_region,
+    KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, KVM_MEM_LOG_DIRTY_PAGES, KVM_PIT_SPEAKER_DUMMY,
+    kvm_enable_cap, kvm_pit_config, kvm_userspace_memory_region,
 };
 use kvm_ioctls::VmFd;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
@@ -54,7 +54,9 @@ impl Vm {
         let tss = usize::try_from(KVM_TSS).unwrap_or(usize::MAX);
         fd.set_tss_address(tss).map_err(KvmError::call("KVM_SET_TSS_ADDR"))?;
         fd.create_irq_chip().map_err(KvmError::call("KVM_CREATE_IRQCHIP"))?;
-        fd.create_pit2(kvm_pit_config::default()).map_err(KvmError::call("KVM_CREATE_PIT2"))?;
+        // The speaker's port answers in the kernel, so that a guest's beep costs no exit.
+        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        fd.create_pit2(pit).map_err(KvmError::call("KVM_CREATE_PIT2"))?;
         let vm = Self { fd: Arc::new(fd), ram, log_mode };
         vm.set_slots(0)?;
         Ok(vm)
