@@ -15,7 +15,7 @@ use crate::api::fds::{ACK, TOKEN_MAX, receive_with_fds};
 /// Descriptors at a time.
 const MOST: usize = 8;
 /// A descriptor that no request took is dropped after this.
-const KEEP: Duration = Duration::from_secs(60);
+const KEEP: Duration = Duration::from_mins(1);
 /// A client has this long for its one message.
 const PATIENCE: Duration = Duration::from_secs(5);
 

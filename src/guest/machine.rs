@@ -12,6 +12,15 @@ pub type Place<'a> = dyn FnMut(u64, &[u8]) -> io::Result<()> + 'a;
 /// Fills guest RAM through the [`Place`] that it is given.
 pub type Fill<'a> = dyn FnMut(&mut Place<'_>) -> Result<(), SaveFileError> + 'a;
 
+/// How a saved machine comes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Restore {
+    /// Its clocks jump forward by the time that passed; else they continue where they were.
+    pub account_for_pause: bool,
+    /// It is a clone: MACs as defined now, and a new generation id.
+    pub clone: bool,
+}
+
 /// Guest RAM as a file.
 #[derive(Debug)]
 pub struct RamFile {
@@ -42,7 +51,7 @@ pub trait MakeMachine: Send + 'static {
     fn restore(
         &mut self,
         state: &[u8],
-        account_for_pause: bool,
+        how: Restore,
         fill: &mut Fill<'_>,
     ) -> Result<(Self::Paused, Duration), Failure>;
 }

@@ -17,7 +17,7 @@ use super::decide::{Action, Input, Phase, Policy, decide};
 use super::facts::{Facts, Now};
 use super::inbox::{Answer, Command, Event, Inbox, Reply, Request, Sources};
 use super::journal::Journal;
-use super::journal::record::State as Term;
+use super::journal::record::{Record, State as Term};
 use super::machine::{Controls, MakeMachine, PausedMachine, RamFile};
 use super::save::{Done, SavedDisk};
 use crate::api::{ExitHow, Failure, GuestInfo, GuestState, StopHow, StopResult};
@@ -27,7 +27,7 @@ const HOST_STOP_DEADLINE: Duration = Duration::from_secs(90);
 /// More restarts after a crash than this within [`CRASH_WINDOW`] are a loop.
 const CRASH_LIMIT: usize = 5;
 /// See [`CRASH_LIMIT`].
-const CRASH_WINDOW: Duration = Duration::from_secs(60);
+const CRASH_WINDOW: Duration = Duration::from_mins(1);
 /// A save that was given up gets this long to let go of the machine.
 const GIVE_UP: Duration = Duration::from_secs(5);
 
@@ -173,15 +173,24 @@ impl<M: MakeMachine> Owner<M> {
         })
     }
 
-    /// Lets the machine run for the first time.
+    /// Records the right to run, and lets the machine `run` for the first time.
     ///
     /// # Errors
-    /// It cannot; it is gone then.
-    pub fn start(&mut self) -> Result<(), Failure> {
-        self.resume_machine().map_err(|ending| {
+    /// The record cannot be written, or the machine cannot run. It never ran then.
+    pub fn begin(&mut self, record: Record, run: bool) -> Result<(), Failure> {
+        self.journal.record(record)?;
+        if !run {
+            return Ok(());
+        }
+        let failed = |ending: Ending| {
             let why = ending.detail.unwrap_or_default();
             Failure::new(crate::api::ErrorCode::Unexpected, why, "see the guest's log")
-        })?
+        };
+        let ran = self.resume_machine().map_err(failed).flatten();
+        if ran.is_err() {
+            self.journal.end_term(Term::Stopped, Timestamp::now())?;
+        }
+        ran
     }
 
     /// Facts as they are now.

@@ -6,15 +6,14 @@ use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 
 /// Closes every descriptor but standard input, output and error: whatever the process inherited.
+/// Only for the first lines of the process: an owner of a closed descriptor would use whatever
+/// takes its number.
 ///
 /// # Errors
 /// The kernel is older than 5.9.
-///
-/// # Safety
-/// Must be called before the process opens anything: an owner of a closed descriptor would use
-/// whatever takes its number.
-pub unsafe fn close_inherited() -> io::Result<()> {
-    // SAFETY: takes numbers only; that nobody owns these descriptors is the caller's promise.
+pub(super) fn close_inherited() -> io::Result<()> {
+    // SAFETY: takes numbers only. Nothing in the process owns these descriptors yet: the one
+    // caller is the entry of the guest process, before it opens anything.
     let result = unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -26,3 +26,173 @@ pub fn definition(name: &str) -> GuestDefinition {
         on_host_stop: OnHostStop::Shutdown,
     }
 }
+
+/// A machine that is not one: RAM in a memory file, a state of four bytes, and a log of what was
+/// done to it.
+pub mod fake {
+    use std::fs::File;
+    use std::io;
+    use std::os::unix::fs::FileExt;
+    use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+    use std::sync::{Arc, Mutex};
+    use std::time::Duration;
+
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+
+    use crate::api::{ErrorCode, Failure};
+    use crate::guest::machine::{
+        Controls, Fill, MakeMachine, PausedMachine, RamFile, Restore, RunningMachine,
+    };
+
+    /// RAM of every fake machine.
+    pub const RAM: u64 = 16 << 20;
+
+    /// What a test sees and steers.
+    #[derive(Clone, Default)]
+    pub struct Strings {
+        /// What was done, in order.
+        pub done: Arc<Mutex<Vec<String>>>,
+        /// The next boot fails.
+        pub fail_boot: Arc<AtomicBool>,
+        /// Saving the state fails.
+        pub fail_save: Arc<AtomicBool>,
+        /// Machines that exist.
+        pub alive: Arc<AtomicU8>,
+        /// Saving the state waits until this is false.
+        pub hold_save: Arc<AtomicBool>,
+        /// Called when the vCPUs are stopped.
+        #[expect(clippy::type_complexity, reason = "a hook of one test")]
+        pub on_pause: Arc<Mutex<Option<Box<dyn FnMut() + Send>>>>,
+    }
+
+    impl Strings {
+        fn did(&self, what: &str) {
+            self.done.lock().unwrap().push(what.to_owned());
+        }
+
+        /// What was done since the last call.
+        pub fn take(&self) -> Vec<String> {
+            std::mem::take(&mut *self.done.lock().unwrap())
+        }
+    }
+
+    /// Makes fakes.
+    pub struct Fakes(pub Strings);
+
+    /// A fake that stands still.
+    pub struct FakePaused(Fake);
+    /// A fake that runs.
+    pub struct FakeRunning(Fake);
+
+    struct Fake {
+        ram: File,
+        strings: Strings,
+        share: Arc<AtomicU8>,
+    }
+
+    impl Drop for Fake {
+        fn drop(&mut self) {
+            self.strings.alive.fetch_sub(1, Ordering::SeqCst);
+            self.strings.did("drop");
+        }
+    }
+
+    impl Fakes {
+        fn make(&self) -> FakePaused {
+            assert_eq!(self.0.alive.fetch_add(1, Ordering::SeqCst), 0, "two machines at once");
+            let ram = memfd_create(c"fake", MFdFlags::MFD_CLOEXEC).unwrap();
+            let ram = File::from(ram);
+            ram.set_len(RAM).unwrap();
+            let share = Arc::new(AtomicU8::new(100));
+            FakePaused(Fake { ram, strings: self.0.clone(), share })
+        }
+    }
+
+    fn failure(what: &str) -> Failure {
+        Failure::new(ErrorCode::Unexpected, what, "none")
+    }
+
+    impl MakeMachine for Fakes {
+        type Paused = FakePaused;
+
+        fn boot(&mut self) -> Result<FakePaused, Failure> {
+            self.0.did("boot");
+            if self.0.fail_boot.swap(false, Ordering::SeqCst) {
+                return Err(failure("no boot"));
+            }
+            let machine = self.make();
+            machine.0.ram.write_all_at(b"booted", 4096).unwrap();
+            Ok(machine)
+        }
+
+        fn restore(
+            &mut self,
+            state: &[u8],
+            _how: Restore,
+            fill: &mut Fill<'_>,
+        ) -> Result<(FakePaused, Duration), Failure> {
+            self.0.did("restore");
+            assert_eq!(state, b"fake");
+            let machine = self.make();
+            fill(&mut |at, bytes| machine.0.ram.write_all_at(bytes, at))
+                .map_err(|e| e.failure())?;
+            Ok((machine, Duration::from_millis(5)))
+        }
+    }
+
+    impl PausedMachine for FakePaused {
+        type Running = FakeRunning;
+
+        fn resume(self) -> Result<FakeRunning, (Option<Self>, Failure)> {
+            self.0.strings.did("resume");
+            Ok(FakeRunning(self.0))
+        }
+
+        fn save_state(&mut self) -> Result<Vec<u8>, Failure> {
+            while self.0.strings.hold_save.load(Ordering::SeqCst) {
+                std::thread::yield_now();
+            }
+            if self.0.strings.fail_save.load(Ordering::SeqCst) {
+                return Err(failure("no save"));
+            }
+            Ok(b"fake".to_vec())
+        }
+
+        fn ram(&self) -> io::Result<RamFile> {
+            Ok(RamFile { file: self.0.ram.try_clone()?, bytes: RAM })
+        }
+
+        fn controls(&self) -> Box<dyn Controls> {
+            Box::new(FakeControls(self.0.share.clone(), self.0.strings.clone()))
+        }
+    }
+
+    impl RunningMachine for FakeRunning {
+        type Paused = FakePaused;
+
+        fn pause(self) -> FakePaused {
+            self.0.strings.did("pause");
+            if let Some(hook) = &mut *self.0.strings.on_pause.lock().unwrap() {
+                hook();
+            }
+            FakePaused(self.0)
+        }
+    }
+
+    struct FakeControls(Arc<AtomicU8>, Strings);
+
+    impl Controls for FakeControls {
+        fn cpu_share(&self) -> u8 {
+            self.0.load(Ordering::SeqCst)
+        }
+
+        fn set_cpu_share(&self, percent: u8) -> io::Result<()> {
+            self.0.store(percent, Ordering::SeqCst);
+            Ok(())
+        }
+
+        fn press_power_button(&self) {
+            self.1.did("button");
+        }
+    }
+}

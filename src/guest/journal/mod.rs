@@ -69,8 +69,7 @@ impl Journal {
     /// [`JournalError::Held`] if the guest runs; the others if it is damaged or unreachable.
     pub fn take(dir: &Path) -> Result<Self, JournalError> {
         let io = |what| move |source| JournalError::Io { path: dir.to_owned(), what, source };
-        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io("opened"))?;
-        let Some(lock) = LockFile::take(&dir.join(LOCK)).map_err(io("opened"))? else {
+        let Some(lock) = lock_in(dir).map_err(io("opened"))? else {
             let uuid = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let other = read(dir).ok().flatten().map(|r| r.name);
             return Err(JournalError::Held { uuid, other });
@@ -120,6 +119,15 @@ impl Journal {
         self.record(Record { since, saved_ever, state, ..last.clone() })
     }
 
+    /// Removes the journal while it is locked, the lock last: who comes then makes a new one,
+    /// which must not be removed, so everything is removed by name and once.
+    fn remove(&self) {
+        for name in [RECORD, FRESH, LOCK] {
+            let _ = fs::remove_file(self.dir.join(name));
+        }
+        let _ = fs::remove_dir(&self.dir);
+    }
+
     fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let fresh = self.dir.join(FRESH);
         let mut file =
@@ -128,6 +136,28 @@ impl Journal {
         file.sync_all()?;
         fs::rename(&fresh, path)?;
         self.handle.sync_all()
+    }
+}
+
+/// The lock; `None` if it is held. Somebody may be removing an empty journal right now.
+fn lock_in(dir: &Path) -> io::Result<Option<LockFile>> {
+    let mut last = io::Error::from(io::ErrorKind::NotFound);
+    for _ in 0..16 {
+        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        match LockFile::take(&dir.join(LOCK)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => last = e,
+            other => return other,
+        }
+    }
+    Err(last)
+}
+
+impl Drop for Journal {
+    /// A journal without a record says nothing: it is not left behind.
+    fn drop(&mut self) {
+        if self.last.is_none() {
+            self.remove();
+        }
     }
 }
 
@@ -162,7 +192,7 @@ pub fn prune(journals: &Path, before: jiff::Timestamp) {
         if let Ok(journal) = Journal::take(&dir)
             && journal.last().is_some_and(old)
         {
-            let _ = fs::remove_dir_all(&dir);
+            journal.remove();
         }
     }
 }
@@ -193,6 +223,16 @@ mod tests {
         let last = journal.last().unwrap();
         assert_eq!((last.term, last.saved_ever), (1, true));
         assert_eq!(last.state, State::Saved { save });
+    }
+
+    #[test]
+    fn a_journal_that_says_nothing_is_not_left_behind() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("j");
+        drop(Journal::take(&dir).unwrap());
+        assert!(!dir.exists());
+        Journal::take(&dir).unwrap().record(owner(1)).unwrap();
+        assert!(dir.exists());
     }
 
     #[test]

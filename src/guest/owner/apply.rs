@@ -304,9 +304,7 @@ impl<M: MakeMachine> Owner<M> {
         let Some(last) = self.journal.last().cloned() else { return Ok(()) };
         let saved_ever = saved_ever || last.saved_ever;
         let record = Record { since: Timestamp::now(), saved_ever, state, ..last };
-        self.journal.record(record).map_err(|e| {
-            Failure::new(ErrorCode::File, e.to_string(), "check the state directory's disk")
-        })
+        Ok(self.journal.record(record)?)
     }
 
     /// A save ended, one way or the other.

@@ -1,0 +1,239 @@
+//! Whether a saved file may continue as the guest that is asked for. Decisions only: files are
+//! read and locks are held by the caller.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::fingerprint::{Fingerprint, compare};
+use super::journal::record::Record;
+use super::journal::rules;
+use super::savefile::Metadata;
+use crate::api::{ClockChoice, ErrorCode, Failure, LoadSpec};
+use crate::config::GuestDefinition;
+
+/// Pauses up to this are accounted for by `auto`.
+const SHORT: Duration = Duration::from_hours(1);
+
+/// The right to start: a term, and the save that it continues.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// The term.
+    pub term: u64,
+    /// The save that the term's owner was started from.
+    pub origin: Option<uuid::Uuid>,
+    /// A file knows one of this guest's terms.
+    pub saved_ever: bool,
+}
+
+/// The right to start without a file.
+pub fn grant_start(last: Option<&Record>) -> Grant {
+    let saved_ever = last.is_some_and(|r| r.saved_ever);
+    Grant { term: rules::term_of_start(last), origin: None, saved_ever }
+}
+
+/// The right to continue from a file. `last` is the record of the journal of `asked.uuid`.
+///
+/// # Errors
+/// `superseded`, `bad-definition` or `writable-disk`, with what to do instead.
+pub fn grant_load(
+    load: &LoadSpec,
+    asked: &GuestDefinition,
+    file: &Metadata,
+    last: Option<&Record>,
+) -> Result<Grant, Failure> {
+    check_same_machine(asked, &file.definition)?;
+    if load.clone {
+        if asked.uuid == file.definition.uuid {
+            let why = "a clone needs a uuid of its own";
+            return Err(Failure::new(ErrorCode::BadDefinition, why, "load it with --as NAME"));
+        }
+        if let Some(disk) = asked.disks.iter().find(|d| !d.read_only) {
+            return Err(Failure::new(
+                ErrorCode::WritableDisk,
+                format!("disk {} is writable: two guests cannot share it", disk.path.display()),
+                "clone only guests whose disks are all read-only",
+            ));
+        }
+        return Ok(grant_start(last));
+    }
+    if asked.uuid != file.definition.uuid {
+        let why = format!("the file is of guest {}, not {}", file.definition.uuid, asked.uuid);
+        return Err(Failure::new(ErrorCode::BadDefinition, why, "load it with --as NAME"));
+    }
+    let term = rules::term_of_load(last, &file.identity()).map_err(|superseded| {
+        Failure::new(
+            ErrorCode::Superseded,
+            superseded.to_string(),
+            "use a newer file, or load this one as a clone: --as NAME",
+        )
+    })?;
+    Ok(Grant { term, origin: Some(file.save), saved_ever: true })
+}
+
+/// What the guest sees must be as it was; what only the host sees may differ.
+fn check_same_machine(asked: &GuestDefinition, saved: &GuestDefinition) -> Result<(), Failure> {
+    let differs = |what: &str, then: String, now: String| {
+        if then == now {
+            return Ok(());
+        }
+        Err(Failure::new(
+            ErrorCode::BadDefinition,
+            format!("the saved guest has {what} {then}, the definition says {now}"),
+            "load it with the definition that is in the file",
+        ))
+    };
+    differs("memory (bytes)", saved.memory_bytes.to_string(), asked.memory_bytes.to_string())?;
+    differs("CPUs", saved.cpus.to_string(), asked.cpus.to_string())?;
+    differs("the CPU template", saved.cpu_template.clone(), asked.cpu_template.clone())?;
+    differs("ACPI", saved.acpi.to_string(), asked.acpi.to_string())?;
+    let disks = |d: &GuestDefinition| {
+        let one = |d: &crate::config::DiskDefinition| {
+            format!("{} {}", d.serial, if d.read_only { "read-only" } else { "writable" })
+        };
+        d.disks.iter().map(one).collect::<Vec<_>>().join(", ")
+    };
+    differs("the disks", format!("[{}]", disks(saved)), format!("[{}]", disks(asked)))?;
+    let nets = |d: &GuestDefinition| d.nets.iter().map(|n| n.mtu).collect::<Vec<_>>();
+    differs("interfaces with MTUs", format!("{:?}", nets(saved)), format!("{:?}", nets(asked)))?;
+    let others = |d: &GuestDefinition| {
+        format!("virtio console {}, rng {}, vsock {:?}", d.virtio_console, d.rng, d.vsock_cid)
+    };
+    differs("devices:", others(saved), others(asked))
+}
+
+/// Whether the disks are as the guest left them.
+///
+/// # Errors
+/// `disk-changed` names disk, field and both values.
+pub fn check_disks(
+    asked: &GuestDefinition,
+    file: &Metadata,
+    now: &[Fingerprint],
+    this_host: &str,
+) -> Result<(), Failure> {
+    if file.disks.len() != now.len() {
+        let why = "the file does not say how the guest's disks looked";
+        return Err(Failure::new(ErrorCode::BadStateFile, why, "save the guest again"));
+    }
+    let same_host = file.host == this_host;
+    for ((disk, then), now) in asked.disks.iter().zip(&file.disks).zip(now) {
+        compare(&disk.path, then, now, same_host).map_err(|changed| {
+            Failure::new(
+                ErrorCode::DiskChanged,
+                changed.to_string(),
+                "restore the disk as it was at the save, or start the guest from its disk",
+            )
+        })?;
+    }
+    Ok(())
+}
+
+/// Whether the clocks are put forward by the time that passed since `saved`.
+pub fn account_for_pause(choice: ClockChoice, saved: Timestamp, now: Timestamp) -> bool {
+    match choice {
+        ClockChoice::Account => true,
+        ClockChoice::Freeze => false,
+        ClockChoice::Auto => {
+            Duration::try_from(now.duration_since(saved)).is_ok_and(|pause| pause <= SHORT)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Cache, DiskDefinition, NetDefinition};
+    use crate::guest::testing::definition;
+    use uuid::Uuid;
+
+    fn metadata() -> Metadata {
+        let mut definition = definition("one");
+        definition.disks.push(DiskDefinition {
+            path: "/d".into(),
+            read_only: false,
+            cache: Cache::None,
+            serial: "s".into(),
+        });
+        definition.nets.push(NetDefinition { tap: "t".into(), mac: [2; 6], mtu: None });
+        Metadata {
+            definition,
+            term: 3,
+            save: Uuid::from_u128(77),
+            created: Timestamp::UNIX_EPOCH,
+            program: "0.1.0".into(),
+            host: "h1".into(),
+            disks: vec![],
+            kept_running: false,
+        }
+    }
+
+    fn code(result: Result<Grant, Failure>) -> ErrorCode {
+        result.unwrap_err().0.code
+    }
+
+    #[test]
+    fn identity_and_machine_must_fit() {
+        let file = metadata();
+        let same = LoadSpec { clone: false, clock: ClockChoice::Auto };
+        let clone = LoadSpec { clone: true, clock: ClockChoice::Auto };
+        let asked = file.definition.clone();
+        let grant = grant_load(&same, &asked, &file, None).unwrap();
+        assert_eq!(grant, Grant { term: 4, origin: Some(file.save), saved_ever: true });
+
+        let mut other = asked.clone();
+        other.uuid = Uuid::from_u128(8);
+        assert_eq!(code(grant_load(&same, &other, &file, None)), ErrorCode::BadDefinition);
+        assert_eq!(code(grant_load(&clone, &asked, &file, None)), ErrorCode::BadDefinition);
+        assert_eq!(code(grant_load(&clone, &other, &file, None)), ErrorCode::WritableDisk);
+
+        let mut file = file;
+        file.definition.disks[0].read_only = true;
+        other.disks[0].read_only = true;
+        let grant = grant_load(&clone, &other, &file, None).unwrap();
+        assert_eq!(grant, Grant { term: 1, origin: None, saved_ever: false });
+    }
+
+    #[test]
+    fn what_the_guest_sees_may_not_change_what_the_host_sees_may() {
+        let file = metadata();
+        let same = LoadSpec { clone: false, clock: ClockChoice::Auto };
+        let changed = |change: fn(&mut GuestDefinition)| {
+            let mut asked = file.definition.clone();
+            change(&mut asked);
+            grant_load(&same, &asked, &file, None).map_err(|f| f.0.code)
+        };
+        let seen: [fn(&mut GuestDefinition); 8] = [
+            |d| d.memory_bytes *= 2,
+            |d| d.cpus = 2,
+            |d| d.cpu_template = "x".into(),
+            |d| d.acpi = false,
+            |d| d.disks.clear(),
+            |d| d.disks[0].serial = "t".into(),
+            |d| d.nets[0].mtu = Some(9000),
+            |d| d.vsock_cid = Some(3),
+        ];
+        for (i, change) in seen.into_iter().enumerate() {
+            assert_eq!(changed(change), Err(ErrorCode::BadDefinition), "{i}");
+        }
+        let unseen: [fn(&mut GuestDefinition); 4] = [
+            |d| d.name = "two".into(),
+            |d| d.disks[0].path = "/elsewhere".into(),
+            |d| d.nets[0].tap = "u".into(),
+            |d| d.huge_pages = true,
+        ];
+        for change in unseen {
+            assert!(changed(change).is_ok());
+        }
+    }
+
+    #[test]
+    fn clocks() {
+        let at = |s| Timestamp::from_second(s).unwrap();
+        let auto = |s: i64| account_for_pause(ClockChoice::Auto, at(1000), at(1000 + s));
+        assert!(auto(0) && auto(3600));
+        assert!(!auto(3601) && !auto(-1));
+        assert!(account_for_pause(ClockChoice::Account, at(0), at(1 << 30)));
+        assert!(!account_for_pause(ClockChoice::Freeze, at(0), at(1)));
+    }
+}

@@ -1,0 +1,409 @@
+//! The life of a guest process: launch, confinement, rule, end.
+//!
+//! Order matters. The name and the identity are taken first, then everything that needs a path
+//! is opened, then the process is confined, and only then bytes of a kernel or of a saved machine
+//! are interpreted and threads started. Whatever fails on the way, dropping what was made so far
+//! leaves nothing behind.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use vmm::events::{EventSink, channel_pair};
+
+use super::confine::{Reach, confine};
+use super::facts::Facts;
+use super::fingerprint;
+use super::inbox;
+use super::journal::record::{Record, State};
+use super::journal::{self, Journal, JournalError};
+use super::load::{self, Grant};
+use super::machine::{MakeMachine, Place, Restore};
+use super::owner::{self, Ended, HostStopFile, Owner};
+use super::runtime::RuntimeDir;
+use super::save::SavedDisk;
+use super::savefile::{self, SavedFile};
+use super::server::{Server, Sockets, WaitConsole};
+use super::{caller, ending, sys};
+use crate::api::launch::{ReceivedFds, receive_launch, send_reply};
+use crate::api::{ErrorCode, Failure, GuestInfo, LaunchReply, LaunchSpec, LoadSpec};
+use crate::config::{GuestDefinition, OnHostStop};
+
+/// Journals that no saved file knows are kept this long, as exit records are.
+const JOURNALS_KEPT: Duration = Duration::from_hours(14 * 24);
+
+/// Opens what a guest is made of.
+pub trait OpenMachine {
+    /// What it opens.
+    type Opened: OpenedMachine;
+
+    /// Opens everything that has a path or a name: devices, disks, kernel, sockets in `dir`.
+    /// Starts no thread and interprets nothing.
+    fn open(
+        &self,
+        definition: &GuestDefinition,
+        dir: &RuntimeDir,
+        console: Option<OwnedFd>,
+        events: EventSink,
+    ) -> Result<Self::Opened, Failure>;
+}
+
+/// Everything that a guest is made of, open.
+pub trait OpenedMachine {
+    /// Makes its machines.
+    type Machines: MakeMachine;
+
+    /// Its disks, locked, in the definition's order.
+    fn disks(&mut self) -> Vec<SavedDisk>;
+
+    /// Starts what needs threads (consoles). The process is confined now.
+    fn start(self) -> Result<(Self::Machines, WaitConsole), Failure>;
+}
+
+/// The machine type of an [`OpenMachine`].
+type MachinesOf<O> = <<O as OpenMachine>::Opened as OpenedMachine>::Machines;
+
+/// The hidden subcommand: the whole life of one guest. It must be called first in the process,
+/// before anything is opened and any thread started; what the process inherited is closed.
+pub fn process_main(machine: &impl OpenMachine) -> ExitCode {
+    if let Err(error) = sys::close_inherited() {
+        eprintln!("migrate: inherited descriptors cannot be closed: {error}");
+        return ExitCode::FAILURE;
+    }
+    sys::one_heap();
+    start_log();
+    match Process::begin().map_err(|e| unexpected("the guest process cannot start", &e)) {
+        Ok(process) => process.live(machine),
+        Err(failure) => {
+            eprintln!("migrate: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start_log() {
+    let filter = std::env::var("MIGRATE_LOG").unwrap_or_else(|_| "info".into());
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(false)
+        .finish();
+    let _ = tracing::subscriber::set_global_default(subscriber);
+}
+
+fn unexpected(what: &str, error: &dyn std::fmt::Display) -> Failure {
+    Failure::new(ErrorCode::Unexpected, format!("{what}: {error}"), "see the guest's log")
+}
+
+fn file(what: &str, error: &dyn std::fmt::Display) -> Failure {
+    Failure::new(
+        ErrorCode::File,
+        format!("{what}: {error}"),
+        "check the instance's directories: rights and free space",
+    )
+}
+
+impl From<JournalError> for Failure {
+    fn from(error: JournalError) -> Self {
+        let (code, remedy) = match &error {
+            JournalError::Held { .. } => {
+                (ErrorCode::AlreadyRunning, "stop that guest first, or load a clone: --as NAME")
+            }
+            JournalError::Io { .. } => (ErrorCode::File, "check the state directory's disk"),
+            JournalError::Damaged { .. } => (
+                ErrorCode::File,
+                "restore the record from a backup, or remove the journal if no other host can \
+                 have this guest",
+            ),
+        };
+        Self::new(code, error.to_string(), remedy)
+    }
+}
+
+/// A new process, before it knows its guest.
+struct Process {
+    /// From whoever started us.
+    launch: UnixStream,
+    /// Where the answer goes; closed by answering.
+    reply: File,
+    signals: SignalFd,
+    started: Timestamp,
+}
+
+/// A guest that is there.
+struct Guest<M: MakeMachine> {
+    owner: Owner<M>,
+    server: Server,
+    dir: RuntimeDir,
+    facts: Facts,
+    spec: LaunchSpec,
+}
+
+impl Process {
+    fn begin() -> io::Result<Self> {
+        // A session of its own: no terminal's signals. Fails only if it has one already.
+        let _ = nix::unistd::setsid();
+        nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+        let none = nix::sys::resource::rlim_t::MIN;
+        nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, none, none)?;
+        let mut mask = SigSet::empty();
+        mask.add(Signal::SIGTERM);
+        mask.add(Signal::SIGINT);
+        // Blocked here, before any thread, so blocked everywhere.
+        mask.thread_block()?;
+        let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+        let signals = SignalFd::with_flags(&mask, flags)?;
+        let launch = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+        let reply = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+        let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+        nix::unistd::dup2_stdin(&null)?;
+        nix::unistd::dup2_stdout(&null)?;
+        Ok(Self { launch, reply, signals, started: Timestamp::now() })
+    }
+
+    fn live(self, machine: &impl OpenMachine) -> ExitCode {
+        let Self { launch, reply, signals, started } = self;
+        match build(machine, &launch, signals, started) {
+            Ok((guest, answer)) => {
+                // Nobody who hears it: then the guest lives all the same.
+                let _ = send_reply(&reply, &answer);
+                drop((reply, launch));
+                guest.rule()
+            }
+            Err(failure) => {
+                tracing::error!(%failure, "the guest was not started");
+                let code = failure.0.code.exit_code();
+                let _ = send_reply(&reply, &LaunchReply::Failed(*failure.0));
+                ExitCode::from(code)
+            }
+        }
+    }
+}
+
+/// A saved file to continue from.
+struct Source {
+    how: LoadSpec,
+    saved: SavedFile,
+    file: File,
+}
+
+/// Everything that had to be taken or opened before confinement.
+struct Taken<T> {
+    dir: RuntimeDir,
+    journal: Journal,
+    grant: Grant,
+    opened: T,
+    disks: Arc<[SavedDisk]>,
+    host_stop: HostStopFile,
+    sockets: Sockets,
+}
+
+/// From the launch document to a guest that runs.
+fn build<O: OpenMachine>(
+    machine: &O,
+    launch: &UnixStream,
+    signals: SignalFd,
+    started: Timestamp,
+) -> Result<(Guest<MachinesOf<O>>, LaunchReply), Failure> {
+    let (spec, fds) =
+        receive_launch(launch).map_err(|e| unexpected("the launch document cannot be read", &e))?;
+    check_name(&spec.definition.name)?;
+    let caller = watch_caller(&spec, launch)?;
+    let ReceivedFds { console, load } = fds;
+    let source = open_source(spec.load.as_ref(), load)?;
+    let no_counter = |e| unexpected("no event counter", &e);
+    let (events, guest_events) = channel_pair().map_err(no_counter)?;
+    let (inbox, sources) =
+        inbox::sources(guest_events, Some(signals), caller).map_err(no_counter)?;
+
+    let taken = take(machine, &spec, source.as_ref(), console, events)?;
+    let (mut machines, wait_console) = taken.opened.start()?;
+    let (first, pause) = first_machine(&mut machines, source, started)?;
+
+    let facts = Facts {
+        definition: spec.definition.clone(),
+        term: taken.grant.term,
+        started,
+        console: taken.dir.paths().console(),
+        loaded_pause_ms: pause.map(|p| u64::try_from(p.as_millis()).unwrap_or(u64::MAX)),
+    };
+    let parts = owner::Parts {
+        machine: first,
+        machines,
+        facts: facts.clone(),
+        journal: taken.journal,
+        disks: taken.disks,
+        host_stop: taken.host_stop,
+        sources,
+        inbox: inbox.clone(),
+    };
+    let mut owner =
+        Owner::new(parts).map_err(|e| unexpected("the guest's memory is out of reach", &e))?;
+    let server = Server::start(taken.sockets, inbox, wait_console)
+        .map_err(|e| unexpected("the API cannot be served", &e))?;
+    write_info(&taken.dir, &owner.info())
+        .map_err(|e| file("the guest's facts cannot be written", &e))?;
+    owner.begin(owner_record(&spec.definition, taken.grant)?, !spec.start_paused)?;
+    let answer = LaunchReply::Ready(Box::new(owner.info()));
+    Ok((Guest { owner, server, dir: taken.dir, facts, spec }, answer))
+}
+
+/// Paths are made of the name, so it is checked here whoever checked it before.
+fn check_name(name: &str) -> Result<(), Failure> {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let bytes = name.as_bytes();
+    let good = bytes.first().is_some_and(|b| plain(*b))
+        && bytes.len() <= 63
+        && bytes.iter().all(|b| plain(*b) || matches!(b, b'.' | b'-'));
+    if good {
+        return Ok(());
+    }
+    Err(Failure::new(
+        ErrorCode::BadDefinition,
+        format!("'{name}' is not a guest's name"),
+        "use up to 63 of a-z, 0-9, '.' and '-', a letter or digit first",
+    ))
+}
+
+fn watch_caller(spec: &LaunchSpec, launch: &UnixStream) -> Result<Option<OwnedFd>, Failure> {
+    if !spec.die_with_parent {
+        return Ok(None);
+    }
+    let gone = |e: io::Error| Failure::new(ErrorCode::Interrupted, e.to_string(), "run it again");
+    caller::watch(&launch).map(Some).map_err(gone)
+}
+
+fn open_source(how: Option<&LoadSpec>, file: Option<OwnedFd>) -> Result<Option<Source>, Failure> {
+    let (Some(how), Some(file)) = (how, file) else { return Ok(None) };
+    let file = File::from(file);
+    let saved = savefile::open(&file).map_err(|e| e.failure())?;
+    Ok(Some(Source { how: how.clone(), saved, file }))
+}
+
+/// Takes name and identity, opens everything, and confines the process.
+fn take<O: OpenMachine>(
+    machine: &O,
+    spec: &LaunchSpec,
+    source: Option<&Source>,
+    console: Option<OwnedFd>,
+    events: EventSink,
+) -> Result<Taken<O::Opened>, Failure> {
+    let (definition, dirs) = (&spec.definition, &spec.dirs);
+    let dir = RuntimeDir::take(&definition.name, dirs.guest(&definition.name))?;
+    let journal_dir = dirs.journal(&definition.uuid);
+    if let Some(all) = journal_dir.parent() {
+        journal::prune(all, Timestamp::now() - JOURNALS_KEPT);
+    }
+    let journal = Journal::take(&journal_dir)?;
+    let grant = match source {
+        None => load::grant_start(journal.last()),
+        Some(s) => load::grant_load(&s.how, definition, &s.saved.metadata, journal.last())?,
+    };
+    let mut opened = machine.open(definition, &dir, console, events)?;
+    let disks = opened.disks();
+    if let Some(source) = source {
+        check_disks(definition, source, &disks)?;
+    }
+    let sockets = Sockets { api: dir.bind(&dir.paths().api())?, fd: dir.bind(&dir.paths().fd())? };
+    let saves = (definition.on_host_stop == OnHostStop::Save).then(|| dirs.saves());
+    ending::prepare(dirs)
+        .and_then(|()| saves.as_ref().map_or(Ok(()), fs::create_dir_all))
+        .map_err(|e| file("the instance's directories cannot be made", &e))?;
+    let host_stop = HostStopFile {
+        fresh: dirs.saves().join(format!("{}.partial", definition.name)),
+        path: dirs.saves().join(format!("{}.state", definition.name)),
+    };
+    confine(&Reach::new(dirs, dir.paths(), journal_dir, saves))
+        .map_err(|e| unexpected("the guest process cannot be confined", &e))?;
+    Ok(Taken { dir, journal, grant, opened, disks: disks.into(), host_stop, sockets })
+}
+
+/// Under the disks' locks, so that nobody changes them after the look.
+fn check_disks(
+    definition: &GuestDefinition,
+    source: &Source,
+    disks: &[SavedDisk],
+) -> Result<(), Failure> {
+    let look = |disk: &SavedDisk| {
+        fingerprint::take(&disk.file).map_err(|e| {
+            let what = format!("disk {} cannot be read: {e}", disk.path.display());
+            Failure::new(ErrorCode::BadDisk, what, "check the disk's health")
+        })
+    };
+    let now = disks.iter().map(look).collect::<Result<Vec<_>, _>>()?;
+    load::check_disks(definition, &source.saved.metadata, &now, &host_name()?)
+}
+
+/// The machine to begin with, and how far its clocks were put forward if it was loaded.
+fn first_machine<M: MakeMachine>(
+    machines: &mut M,
+    source: Option<Source>,
+    now: Timestamp,
+) -> Result<(M::Paused, Option<Duration>), Failure> {
+    let Some(Source { how, saved, file }) = source else {
+        return Ok((machines.boot()?, None));
+    };
+    let restore = Restore {
+        account_for_pause: load::account_for_pause(how.clock, saved.metadata.created, now),
+        clone: how.clone,
+    };
+    let mut fill = |place: &mut Place<'_>| savefile::load_memory(&file, &saved.header, place);
+    let (machine, pause) = machines.restore(&saved.state, restore, &mut fill)?;
+    Ok((machine, Some(pause)))
+}
+
+fn owner_record(definition: &GuestDefinition, grant: Grant) -> Result<Record, Failure> {
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map_err(|e| unexpected("the boot id cannot be read", &e))?;
+    Ok(Record {
+        uuid: definition.uuid,
+        name: definition.name.clone(),
+        term: grant.term,
+        host: host_name()?,
+        boot_id: boot_id.trim().to_owned(),
+        since: Timestamp::now(),
+        origin: grant.origin,
+        saved_ever: grant.saved_ever,
+        state: State::Owner,
+    })
+}
+
+fn host_name() -> Result<String, Failure> {
+    let name = nix::unistd::gethostname();
+    name.map(|n| n.to_string_lossy().into_owned())
+        .map_err(|e| unexpected("the host's name cannot be read", &e))
+}
+
+fn write_info(dir: &RuntimeDir, info: &GuestInfo) -> io::Result<()> {
+    let bytes = serde_json::to_vec_pretty(info)?;
+    let mut file =
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(dir.paths().info())?;
+    file.write_all(&bytes)
+}
+
+impl<M: MakeMachine> Guest<M> {
+    /// Until the end. Clients that wait for it hear of it when name, identity and disks are free.
+    fn rule(self) -> ExitCode {
+        let Self { owner, server, dir, facts, spec } = self;
+        let Ended { how, detail, journal, farewells } = owner.run();
+        tracing::info!(?how, ?detail, "the guest ended");
+        if let Err(error) = ending::leave(&spec.dirs, dir.paths(), &facts, how, detail) {
+            tracing::error!(%error, "the exit record or console log could not be kept");
+        }
+        drop(dir);
+        drop(journal);
+        for (reply, answer) in farewells {
+            reply.send(answer);
+        }
+        server.end();
+        ExitCode::SUCCESS
+    }
+}
