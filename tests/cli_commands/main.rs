@@ -363,6 +363,47 @@ fn a_console_on_pipes_copies_both_ways() {
     assert_eq!(stdout(&output), format!("login: hello {keys}"));
 }
 
+/// Attaches to a console from a terminal, lets the guest see an `x`, and ends with `leave`.
+fn console_on_a_terminal(leave: impl FnOnce(&mut fs::File, nix::unistd::Pid)) -> i32 {
+    use nix::sys::termios::{LocalFlags, tcgetattr};
+    let home = home();
+    let fake = Fake::start(home.path(), "a", vec![]);
+    let listener = UnixListener::bind(fake.paths.console()).unwrap();
+    let terminal = nix::pty::openpty(None, None).unwrap();
+    let before = tcgetattr(&terminal.slave).unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_migrate"))
+        .args(["console", "a", "--quiet"])
+        .env("MIGRATE_HOME", home.path())
+        .stdin(terminal.slave.try_clone().unwrap())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let (mut guest, _) = listener.accept().unwrap();
+    let mut keyboard = fs::File::from(terminal.master);
+    // An interrupt key goes to the guest: the terminal is raw by the time it arrives.
+    while tcgetattr(&terminal.slave).unwrap().local_flags.contains(LocalFlags::ICANON) {
+        thread::yield_now();
+    }
+    keyboard.write_all(b"x\x03").unwrap();
+    let mut keys = [0; 2];
+    guest.read_exact(&mut keys).unwrap();
+    assert_eq!(&keys, b"x\x03");
+    leave(&mut keyboard, nix::unistd::Pid::from_raw(child.id().try_into().unwrap()));
+    let status = child.wait().unwrap();
+    assert!(tcgetattr(&terminal.slave).unwrap() == before, "the terminal is as it was");
+    status.code().unwrap()
+}
+
+#[test]
+fn a_terminal_is_restored_however_the_console_is_left() {
+    let escape = console_on_a_terminal(|keyboard, _| keyboard.write_all(b"\x1d").unwrap());
+    assert_eq!(escape, 0);
+    let signalled = console_on_a_terminal(|_, pid| {
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    });
+    assert_eq!(signalled, 130);
+}
+
 #[test]
 fn load_refuses_what_is_not_a_saved_guest() {
     let home = home();
