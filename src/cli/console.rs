@@ -72,6 +72,8 @@ pub fn console(session: &Session, name: &str) -> Done {
         .retryable()
     };
     let socket = UnixStream::connect(client.paths().console()).map_err(lost)?;
+    // Before the terminal changes: from here on no signal ends us without restoring it.
+    let signals = ending_signals().map_err(lost)?;
     let terminal = io::stdin().is_terminal();
     let raw = if terminal {
         session.out.progress(&format!("Connected to {name}. Leave with Ctrl-]."));
@@ -79,7 +81,7 @@ pub fn console(session: &Session, name: &str) -> Done {
     } else {
         None
     };
-    let end = join(&socket, terminal, session.global.timeout);
+    let end = join(&socket, &signals, terminal, session.global.timeout);
     drop(raw);
     let end = end.map_err(lost)?;
     if terminal {
@@ -92,14 +94,23 @@ pub fn console(session: &Session, name: &str) -> Done {
     Ok(if end == End::Signalled { ErrorCode::Interrupted.exit_code() } else { OK })
 }
 
-/// Copies both ways until one side ends.
-fn join(socket: &UnixStream, terminal: bool, limit: Option<Duration>) -> io::Result<End> {
+/// The signals that ask us to end, as a descriptor.
+fn ending_signals() -> io::Result<SignalFd> {
     let mut ending = SigSet::empty();
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         ending.add(signal);
     }
     ending.thread_block()?;
-    let signals = SignalFd::with_flags(&ending, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+    Ok(SignalFd::with_flags(&ending, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?)
+}
+
+/// Copies both ways until one side ends.
+fn join(
+    socket: &UnixStream,
+    signals: &SignalFd,
+    terminal: bool,
+    limit: Option<Duration>,
+) -> io::Result<End> {
     socket.set_nonblocking(true)?;
     let stdin = io::stdin();
     let start = Instant::now();

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::net::unix::OwnedWriteHalf;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -246,7 +246,24 @@ async fn watch(
             stop = Some(Box::pin(client.stop_async(timeout.unwrap_or(STOP_DEADLINE))));
         }
     }
+    if console_open {
+        hear_out(&mut from_guest, &mut screen, &mut watched).await;
+    }
     Ok(watched)
+}
+
+/// Shows the last words of a guest; its console closes with its process.
+async fn hear_out(from_guest: &mut OwnedReadHalf, screen: &mut Screen, watched: &mut Watched) {
+    let mut buffer = vec![0; 16 << 10];
+    let hear = async {
+        while let Ok(n @ 1..) = from_guest.read(&mut buffer).await {
+            if screen.show(buffer.get(..n).unwrap_or_default(), watched).is_err() {
+                break;
+            }
+        }
+    };
+    // A process that hangs at its end is dealt with elsewhere.
+    let _ = tokio::time::timeout(Duration::from_secs(2), hear).await;
 }
 
 async fn at(deadline: Option<Instant>) {
@@ -416,5 +433,73 @@ mod tests {
         let mut watched = Watched::default();
         screen("x").show(b"\nVERIFY BAD pages=2\n", &mut watched).unwrap();
         assert_eq!(watched.verified, Some((false, "VERIFY BAD pages=2".into())));
+    }
+
+    /// A guest in a directory of its own: its process is a `sleep`, its API answers one stop by
+    /// killing that, its console says what it is told to and answers `v` with a verdict.
+    fn watched(plan: &Plan, says: &'static str, dies: bool) -> Result<Watched, Failure> {
+        use std::io::Read;
+        let dir = tempfile::tempdir().unwrap();
+        let paths = crate::config::GuestPaths { dir: dir.path().into() };
+        let child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+        let kill = move || nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        let console = std::os::unix::net::UnixListener::bind(paths.console()).unwrap();
+        let api = std::os::unix::net::UnixListener::bind(paths.api()).unwrap();
+        std::thread::spawn(move || {
+            let (mut stream, _) = console.accept().unwrap();
+            stream.write_all(says.as_bytes()).unwrap();
+            if dies {
+                kill().unwrap();
+            }
+            let mut key = [0];
+            while let Ok(1) = stream.read(&mut key) {
+                assert_eq!(key, [VERIFY_KEY]);
+                stream.write_all(b"\nVERIFY ok pages=1\n").unwrap();
+            }
+        });
+        std::thread::spawn(move || {
+            let (mut stream, _) = api.accept().unwrap();
+            let mut request = [0; 4096];
+            let n = stream.read(&mut request).unwrap();
+            assert!(request[..n].starts_with(b"POST /v1/stop "));
+            kill().unwrap();
+            let body = r#"{"schema":1,"how":"killed"}"#;
+            write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+                .unwrap();
+        });
+        let out = Output { json: false, quiet: true, style: Style::PLAIN };
+        let screen = Screen::new(out, plan.scribbler, plan.wait_for.as_ref());
+        let client = GuestClient::new("a", paths);
+        runtime().unwrap().block_on(watch(&client, child, plan, None, screen))
+    }
+
+    fn plan() -> Plan {
+        Plan { interactive: false, duration: None, scribbler: true, wait_for: None }
+    }
+
+    #[test]
+    fn when_the_time_is_over_a_scribbler_verifies_and_is_stopped() {
+        let plan = Plan { duration: Some(Duration::from_millis(50)), ..plan() };
+        let seen = watched(&plan, "\nVERIFY BAD early=1\n", false).unwrap();
+        assert_eq!(seen.verified, Some((true, "VERIFY ok pages=1".into())), "the later verdict");
+        assert!(!seen.interrupted && !seen.verify_missing);
+    }
+
+    #[test]
+    fn a_guest_that_ends_by_itself_is_heard_to_the_end() {
+        let seen = watched(&plan(), "\nVERIFY ok last=1\n", true).unwrap();
+        assert_eq!(seen.verified, Some((true, "VERIFY ok last=1".into())));
+    }
+
+    #[test]
+    fn a_text_that_does_not_appear_ends_the_guest() {
+        let wait =
+            |text: &str| Some(WaitFor { text: text.into(), within: Duration::from_millis(50) });
+        let missing = watched(&Plan { wait_for: wait("login:"), ..plan() }, "log", false).unwrap();
+        assert_eq!(missing.text_missing.as_deref(), Some("login:"));
+        let duration = Some(Duration::from_millis(200));
+        let found = Plan { wait_for: wait("log"), duration, scribbler: false, ..plan() };
+        assert_eq!(watched(&found, "a log", false).unwrap().text_missing, None);
     }
 }
