@@ -24,12 +24,16 @@ pub struct Grant {
     pub origin: Option<uuid::Uuid>,
     /// A file knows one of this guest's terms.
     pub saved_ever: bool,
+    /// The guest lives on from a moment from which it lived on before, here or elsewhere, or is a
+    /// clone: it must be told.
+    pub new_generation: bool,
 }
 
 /// The right to start without a file.
 pub fn grant_start(last: Option<&Record>) -> Grant {
     let saved_ever = last.is_some_and(|r| r.saved_ever);
-    Grant { term: rules::term_of_start(last), origin: None, saved_ever }
+    let term = rules::term_of_start(last);
+    Grant { term, origin: None, saved_ever, new_generation: false }
 }
 
 /// The right to continue from a file. `last` is the record of the journal of `asked.uuid`.
@@ -55,7 +59,7 @@ pub fn grant_load(
                 "clone only guests whose disks are all read-only",
             ));
         }
-        return Ok(grant_start(last));
+        return Ok(Grant { new_generation: true, ..grant_start(last) });
     }
     if asked.uuid != file.definition.uuid {
         let why = format!("the file is of guest {}, not {}", file.definition.uuid, asked.uuid);
@@ -68,7 +72,9 @@ pub fn grant_load(
             "use a newer file, or load this one as a clone: --as NAME",
         )
     })?;
-    Ok(Grant { term, origin: Some(file.save), saved_ever: true })
+    let again = last.is_some_and(|r| r.origin == Some(file.save));
+    let new_generation = again || file.kept_running;
+    Ok(Grant { term, origin: Some(file.save), saved_ever: true, new_generation })
 }
 
 /// What the guest sees must be as it was; what only the host sees may differ.
@@ -179,7 +185,23 @@ mod tests {
         let clone = LoadSpec { clone: true, clock: ClockChoice::Auto };
         let asked = file.definition.clone();
         let grant = grant_load(&same, &asked, &file, None).unwrap();
-        assert_eq!(grant, Grant { term: 4, origin: Some(file.save), saved_ever: true });
+        let origin = Some(file.save);
+        let wanted = Grant { term: 4, origin, saved_ever: true, new_generation: false };
+        assert_eq!(grant, wanted);
+        // A second time from the same file is a step back in time.
+        let ended = crate::guest::journal::record::Record {
+            uuid: asked.uuid,
+            name: "one".into(),
+            term: 4,
+            host: "h1".into(),
+            boot_id: String::new(),
+            since: Timestamp::UNIX_EPOCH,
+            origin,
+            saved_ever: true,
+            state: crate::guest::journal::record::State::Stopped,
+        };
+        let again = grant_load(&same, &asked, &file, Some(&ended)).unwrap();
+        assert_eq!((again.term, again.new_generation), (5, true));
 
         let mut other = asked.clone();
         other.uuid = Uuid::from_u128(8);
@@ -191,7 +213,8 @@ mod tests {
         file.definition.disks[0].read_only = true;
         other.disks[0].read_only = true;
         let grant = grant_load(&clone, &other, &file, None).unwrap();
-        assert_eq!(grant, Grant { term: 1, origin: None, saved_ever: false });
+        let wanted = Grant { term: 1, origin: None, saved_ever: false, new_generation: true };
+        assert_eq!(grant, wanted);
     }
 
     #[test]

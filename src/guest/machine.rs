@@ -17,8 +17,10 @@ pub type Fill<'a> = dyn FnMut(&mut Place<'_>) -> Result<(), SaveFileError> + 'a;
 pub struct Restore {
     /// Its clocks jump forward by the time that passed; else they continue where they were.
     pub account_for_pause: bool,
-    /// It is a clone: MACs as defined now, and a new generation id.
-    pub clone: bool,
+    /// Interfaces get the MACs of the definition, not those of the saved state.
+    pub new_macs: bool,
+    /// It must be told that it is a clone or went back in time: a new VM generation id.
+    pub new_generation: bool,
 }
 
 /// Guest RAM as a file.

@@ -226,7 +226,7 @@ fn build<O: OpenMachine>(
 
     let taken = take(machine, &spec, source.as_ref(), console, events)?;
     let (mut machines, wait_console) = taken.opened.start()?;
-    let (first, pause) = first_machine(&mut machines, source, started)?;
+    let (first, pause) = first_machine(&mut machines, source, taken.grant.new_generation, started)?;
 
     let facts = Facts {
         definition: spec.definition.clone(),
@@ -346,6 +346,7 @@ fn check_disks(
 fn first_machine<M: MakeMachine>(
     machines: &mut M,
     source: Option<Source>,
+    new_generation: bool,
     now: Timestamp,
 ) -> Result<(M::Paused, Option<Duration>), Failure> {
     let Some(Source { how, saved, file }) = source else {
@@ -353,7 +354,8 @@ fn first_machine<M: MakeMachine>(
     };
     let restore = Restore {
         account_for_pause: load::account_for_pause(how.clock, saved.metadata.created, now),
-        clone: how.clone,
+        new_macs: how.clone,
+        new_generation,
     };
     let mut fill = |place: &mut Place<'_>| savefile::load_memory(&file, &saved.header, place);
     let (machine, pause) = machines.restore(&saved.state, restore, &mut fill)?;

@@ -28,9 +28,19 @@ const BODY_MAX: usize = 64 << 10;
 /// After the end of the guest, clients get this long to read their answers.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// Waits for text on the serial console: `true` if it appeared, be it before the call, until the
-/// deadline; `false` otherwise. Blocks.
-pub type WaitConsole = Arc<dyn Fn(&str, Duration) -> bool + Send + Sync>;
+/// Waits for text on the serial console, be it there already. Blocks, at most for the duration.
+pub type WaitConsole = Arc<dyn Fn(&str, Duration) -> Waited + Send + Sync>;
+
+/// How waiting for console output ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waited {
+    /// The text is there.
+    Seen,
+    /// It did not come in time.
+    Late,
+    /// The guest ended first.
+    Gone,
+}
 
 /// The two sockets, bound and owner-only.
 #[derive(Debug)]
@@ -149,10 +159,7 @@ fn router<P: PausedMachine>(app: App<P>) -> Router {
 type Answered = Result<Response, Rejected>;
 
 async fn ask<P: PausedMachine>(app: &App<P>, command: Command) -> Answered {
-    let gone = |_| {
-        Rejected(Failure::new(ErrorCode::NotFound, "the guest has ended", "see: migrate ls -a"))
-    };
-    let answer = app.inbox.request(command).await.map_err(gone)?.map_err(Rejected)?;
+    let answer = app.inbox.request(command).await.map_err(|_| gone())?.map_err(Rejected)?;
     Ok(match answer {
         Answer::Info(info) => Json(info).into_response(),
         Answer::Stop(result) => Json(result).into_response(),
@@ -217,8 +224,16 @@ async fn wait_console<P: PausedMachine>(
     };
     let console = app.console.clone();
     let wait = move || console(&query.text, Duration::from_millis(query.timeout_ms));
-    let seen = tokio::task::spawn_blocking(wait).await.unwrap_or(false);
+    let seen = match tokio::task::spawn_blocking(wait).await {
+        Ok(Waited::Seen) => true,
+        Ok(Waited::Late) => false,
+        Ok(Waited::Gone) | Err(_) => return Err(gone()),
+    };
     Ok(Json(WaitResult { schema: 1, seen }).into_response())
+}
+
+fn gone() -> Rejected {
+    Rejected(Failure::new(ErrorCode::NotFound, "the guest has ended", "see: migrate ls -a"))
 }
 
 fn usage(message: &str) -> Rejected {

@@ -123,6 +123,7 @@ const TYPE_MASK: u64 = 0xFF00;
 const IOCTLS: &[c_ulong] = &[
     libc::FIONBIO as c_ulong,
     libc::FIOCLEX as c_ulong,
+    libc::TUNGETIFF as c_ulong,
     libc::TUNSETOFFLOAD as c_ulong,
     libc::TUNSETVNETHDRSZ as c_ulong,
     libc::TUNSETVNETLE as c_ulong,

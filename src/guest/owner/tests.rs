@@ -18,7 +18,7 @@ use crate::config::{DiskDefinition, GuestDefinition, OnCrash, OnHostStop};
 use crate::guest::inbox::sources;
 use crate::guest::machine::MakeMachine;
 use crate::guest::savefile;
-use crate::guest::server::{Server, Sockets};
+use crate::guest::server::{Server, Sockets, Waited};
 use crate::guest::testing::definition;
 use crate::guest::testing::fake::{FakePaused, Fakes, Strings};
 
@@ -384,7 +384,11 @@ fn the_api_over_its_sockets() {
     let (api, fd) = (at("api.sock"), at("fd.sock"));
     let sockets =
         Sockets { api: UnixListener::bind(&api).unwrap(), fd: UnixListener::bind(&fd).unwrap() };
-    let console: crate::guest::server::WaitConsole = Arc::new(|text, _| text == "there");
+    let console: crate::guest::server::WaitConsole = Arc::new(|text, _| match text {
+        "there" => Waited::Seen,
+        "gone" => Waited::Gone,
+        _ => Waited::Late,
+    });
     let server = Server::start(sockets, rig.inbox.clone(), console).unwrap();
 
     let (status, body) = http(&api, "GET /v1/guest", "");
@@ -407,6 +411,9 @@ fn the_api_over_its_sockets() {
         let head = format!("GET /v1/wait-console?text={text}&timeout_ms=1");
         assert_eq!(http(&api, &head, "").1, format!(r#"{{"schema":1,"seen":{seen}}}"#));
     }
+
+    let gone = http(&api, "GET /v1/wait-console?text=gone&timeout_ms=1", "");
+    assert_eq!(failed(gone), (404, ErrorCode::NotFound));
 
     let file = File::create_new(at("state")).unwrap();
     crate::api::fds::hand_over_fd(&fd, "t", file.as_fd()).unwrap();
