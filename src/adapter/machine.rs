@@ -113,7 +113,7 @@ impl MakeMachine for VmmMachines {
         fill: &mut Fill<'_>,
     ) -> Result<(VmmPaused, Duration), Failure> {
         let mut state = vmm::state::decode(state).map_err(|e| failure::state(&e))?;
-        if how.clone {
+        if how.new_macs {
             self.readdress(&mut state);
         }
         let mode = if how.account_for_pause { ClockMode::Account } else { ClockMode::Freeze };
@@ -133,10 +133,10 @@ impl MakeMachine for VmmMachines {
         if report.implausible {
             tracing::warn!("the host's clock went back or jumped: guest time was not put forward");
         }
-        if how.clone {
+        if how.new_generation {
             paused
                 .controls()
-                .change_generation(*self.parts.definition.uuid.as_bytes())
+                .change_generation(uuid::Uuid::new_v4().into_bytes())
                 .map_err(|e| failure::unexpected("the generation id cannot be changed", &e))?;
         }
         Ok((VmmPaused(paused), Duration::from_nanos(report.accounted_ns)))

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use vmm::boot::{BootSource, KernelImage};
 use vmm::config::{DirtyTracking, MachineConfig, MemoryConfig, VcpuCount};
-use vmm::devices::console::{Console, ConsoleConfig, LogFiles, Position};
+use vmm::devices::console::{Console, ConsoleConfig, LogFiles, Missed, Position};
 use vmm::devices::tap::Tap;
 use vmm::devices::virtio::block::open_disk;
 use vmm::events::EventSink;
@@ -26,7 +26,7 @@ use crate::config::{Cache, DiskDefinition, GuestDefinition, GuestPaths};
 use crate::guest::process::{OpenMachine, OpenedMachine};
 use crate::guest::runtime::RuntimeDir;
 use crate::guest::save::SavedDisk;
-use crate::guest::server::WaitConsole;
+use crate::guest::server::{WaitConsole, Waited};
 
 /// This host, through `vmm`.
 #[derive(Clone, Copy, Debug, Default)]
@@ -135,7 +135,11 @@ impl OpenedMachine for Opened {
         let waited = console.clone();
         let wait: WaitConsole = Arc::new(move |text: &str, timeout: Duration| {
             let mut reader = waited.subscribe(Position::Scrollback);
-            reader.wait_for(text.as_bytes(), Instant::now() + timeout).is_ok()
+            match reader.wait_for(text.as_bytes(), Instant::now() + timeout) {
+                Ok(()) => Waited::Seen,
+                Err(Missed::Deadline) => Waited::Late,
+                Err(Missed::Closed) => Waited::Gone,
+            }
         });
         Ok((VmmMachines::new(self, console, hvc), wait))
     }
