@@ -1,4 +1,9 @@
 //! Devices: the bus they sit on, the legacy ones, and those on virtio-mmio.
 
+pub mod acpi_pm;
 pub mod bus;
+pub mod console;
+pub mod i8042;
+pub mod serial;
 pub mod virtio;
+pub mod vmgenid;

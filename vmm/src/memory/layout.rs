@@ -47,8 +47,20 @@ pub const SERIAL_GSI: u32 = 4;
 pub const I8042_PORT: u16 = 0x60;
 /// Length of the i8042 port range.
 pub const I8042_PORTS: u16 = 5;
-/// ACPI fixed hardware: PM1a event block (4), PM1a control block (2), GPE0 block (2).
+/// ACPI fixed hardware: `PM1a` event block, `PM1a` control block, GPE0 block, reset register.
 pub const ACPI_PM_PORT: u16 = 0x600;
+/// `PM1a` control block (2 bytes), after the event block (4).
+pub const ACPI_PM1_CONTROL_PORT: u16 = ACPI_PM_PORT + 4;
+/// GPE0 block: a status byte and an enable byte.
+pub const ACPI_GPE0_PORT: u16 = ACPI_PM_PORT + 8;
+/// Reset register (1 byte).
+pub const ACPI_RESET_PORT: u16 = ACPI_PM_PORT + 15;
+/// Value that resets the machine when written to the reset register.
+pub const ACPI_RESET_VALUE: u8 = 1;
+/// Sleep type of S5 (power off).
+pub const ACPI_SLEEP_TYPE_OFF: u8 = 5;
+/// Bit of GPE0 that says that the VM generation id changed.
+pub const ACPI_GPE_GENERATION: u8 = 0;
 /// Length of the ACPI port range.
 pub const ACPI_PM_PORTS: u16 = 16;
 /// The ACPI system control interrupt (level triggered).
@@ -72,10 +84,13 @@ pub const CMDLINE_MAX: usize = 4096;
 pub const EBDA: u64 = 0x9_FC00;
 /// The ACPI tables' area (reserved in the memory map), the RSDP first.
 pub const ACPI_TABLES: u64 = 0xE_0000;
-/// Size of the area for ACPI tables. Its last 4 KiB page holds the VM generation id.
+/// Size of the area for ACPI tables. Its last 4 KiB page holds the VM generation id, the one
+/// before it the FACS.
 pub const ACPI_TABLES_SIZE: u64 = 0x2_0000;
 /// The 16 bytes of the VM generation id.
 pub const VM_GENERATION_ID: u64 = ACPI_TABLES + ACPI_TABLES_SIZE - PAGE_SIZE;
+/// The FACS, which the guest's operating system writes to: end of the tables proper.
+pub const ACPI_FACS: u64 = VM_GENERATION_ID - PAGE_SIZE;
 /// Where kernels are loaded, at the lowest.
 pub const HIGH_RAM_START: u64 = 0x10_0000;
 
