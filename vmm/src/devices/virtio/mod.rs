@@ -17,6 +17,7 @@
 pub mod block;
 pub mod interrupt;
 pub mod mmio;
+mod ring;
 pub mod rng;
 #[cfg(test)]
 pub mod testkit;
@@ -60,6 +61,14 @@ pub enum DeviceError {
     /// The driver left out a queue that the device cannot do without.
     #[error("queue {0} is needed but the driver did not make it ready")]
     MissingQueue(u16),
+    /// A device cannot be made as described.
+    #[error("{device} cannot be made: {reason}")]
+    Spec {
+        /// The kind of device.
+        device: &'static str,
+        /// Field, value, and what would be right.
+        reason: String,
+    },
     /// A saved state does not fit the device.
     #[error("saved state of {device} does not fit: {reason}")]
     State {
