@@ -5,5 +5,7 @@ pub mod bus;
 pub mod console;
 pub mod i8042;
 pub mod serial;
+pub mod tap;
+mod tap_ioctl;
 pub mod virtio;
 pub mod vmgenid;
