@@ -17,6 +17,7 @@
 pub mod block;
 pub mod interrupt;
 pub mod mmio;
+pub mod net;
 mod ring;
 pub mod rng;
 #[cfg(test)]
