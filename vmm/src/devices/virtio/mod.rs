@@ -23,6 +23,7 @@ pub mod rng;
 #[cfg(test)]
 pub mod testkit;
 pub mod thread;
+pub mod vconsole;
 
 pub use interrupt::Interrupt;
 
