@@ -24,6 +24,7 @@ pub mod rng;
 pub mod testkit;
 pub mod thread;
 pub mod vconsole;
+pub mod vsock;
 
 pub use interrupt::Interrupt;
 
