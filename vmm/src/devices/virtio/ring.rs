@@ -278,7 +278,7 @@ mod tests {
     use proptest::prelude::*;
     use std::sync::atomic::Ordering;
 
-    fn ring(rig: &Rig, event_idx: bool) -> Ring {
+    fn first_queue(rig: &Rig, event_idx: bool) -> Ring {
         let features = if event_idx { 1 << 29 } else { 0 };
         Ring::new(rig.activation(features).queues.remove(0), rig.ram.mem())
     }
@@ -298,9 +298,9 @@ mod tests {
             let mut rig = Rig::new(&[16]);
             let bufs: Vec<Buf> = sizes.iter().map(|s| rig.inp(*s)).collect();
             rig.queues[0].submit(&bufs).unwrap();
-            let mut ring = ring(&rig, false);
+            let mut first = first_queue(&rig, false);
             let mem = rig.ram.mem();
-            let buffers = Buffers::writable(mem, ring.pop(mem).unwrap()).unwrap();
+            let buffers = Buffers::writable(mem, first.pop(mem).unwrap()).unwrap();
             let total: usize = sizes.iter().map(|s| *s as usize).sum();
             prop_assert_eq!(buffers.len(), total);
             let data: Vec<u8> = (0_u8..=255).cycle().take(n).collect();
@@ -321,14 +321,14 @@ mod tests {
         for event_idx in [false, true] {
             let mut rig = Rig::new(&[8]);
             let interrupt = rig.activation(0).interrupt;
-            let mut ring = ring(&rig, event_idx);
+            let mut first = first_queue(&rig, event_idx);
             let mut use_one = |rig: &mut Rig| {
                 let buf = rig.inp(4);
                 rig.queues[0].submit(&[buf]).unwrap();
-                let head = ring.pop(rig.ram.mem()).unwrap().head_index();
-                ring.give_back(rig.ram.mem(), &[Used { head, len: 4 }]);
-                ring.announce(rig.ram.mem(), &interrupt);
-                ring.announce(rig.ram.mem(), &interrupt);
+                let head = first.pop(rig.ram.mem()).unwrap().head_index();
+                first.give_back(rig.ram.mem(), &[Used { head, len: 4 }]);
+                first.announce(rig.ram.mem(), &interrupt);
+                first.announce(rig.ram.mem(), &interrupt);
                 rig.status.swap(0, Ordering::SeqCst)
             };
             assert_eq!(use_one(&mut rig), 1);
@@ -345,14 +345,14 @@ mod tests {
 
     #[test]
     fn a_queue_that_makes_no_sense_yields_nothing() {
-        let mut rig = Rig::new(&[8]);
+        let rig = Rig::new(&[8]);
         let mem = rig.ram.clone();
-        let mut far = ring(&rig, true);
+        let mut far = first_queue(&rig, true);
         rig.queues[0].put(rig.queues[0].avail + 2, &9_u16.to_le_bytes());
         assert!(far.pop(mem.mem()).is_none());
         assert!(!far.arm(mem.mem()), "or a loop of pop and arm would never end");
         let rig = Rig::new(&[8]);
-        let mut bad = ring(&rig, true);
+        let mut bad = first_queue(&rig, true);
         bad.give_back(rig.ram.mem(), &[Used { head: 8, len: 0 }]);
         assert_eq!(bad.state().1.next_used, 0);
         let mut activation = rig.activation(0);
@@ -365,9 +365,9 @@ mod tests {
         let bufs = vec![Buf::Out(1 << 20, 1); 1025];
         rig.queues[0].submit_indirect(table, &bufs).unwrap();
         rig.queues[0].submit_indirect(other, &bufs[1..]).unwrap();
-        let mut ring = ring(&rig, false);
+        let mut first = first_queue(&rig, false);
         let mem = rig.ram.mem();
-        assert!(Buffers::readable(mem, ring.pop(mem).unwrap()).is_none());
-        assert_eq!(Buffers::readable(mem, ring.pop(mem).unwrap()).unwrap().len(), 1024);
+        assert!(Buffers::readable(mem, first.pop(mem).unwrap()).is_none());
+        assert_eq!(Buffers::readable(mem, first.pop(mem).unwrap()).unwrap().len(), 1024);
     }
 }
