@@ -1,7 +1,6 @@
 //! The devices of one machine: made fresh or from a saved state, wired to interrupts and buses,
 //! drained, resumed and saved together.
 
-use std::collections::VecDeque;
 use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -17,7 +16,7 @@ use crate::devices::virtio::block::{Block, BlockSpec};
 use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
 use crate::devices::virtio::net::{NetDevice, NetSpec};
 use crate::devices::virtio::rng::Rng;
-use crate::devices::virtio::vconsole::{ConsoleDevice, Port};
+use crate::devices::virtio::vconsole::ConsoleDevice;
 use crate::devices::virtio::vsock::{VsockDevice, VsockSpec};
 use crate::devices::virtio::{DeviceError, VirtioDevice};
 use crate::devices::vmgenid::VmGenId;
@@ -59,7 +58,7 @@ impl VirtioSpec {
         Ok(match self {
             Self::Block(spec) => Box::new(Block::new(spec).map_err(spec_error("disk"))?),
             Self::Net(spec) => Box::new(NetDevice::new(spec)?),
-            Self::Console(port) => Box::new(ConsoleDevice::new(shared(port), None)),
+            Self::Console(port) => Box::new(ConsoleDevice::new(port, None)),
             Self::Rng(file) => Box::new(Rng::new(file)),
             Self::Vsock(spec) => Box::new(VsockDevice::new(spec)?),
         })
@@ -73,9 +72,7 @@ impl VirtioSpec {
                 Box::new(Block::restore(spec, s).map_err(spec_error("disk"))?)
             }
             (Self::Net(spec), S::Net(s)) => Box::new(NetDevice::restore(spec, s)?),
-            (Self::Console(port), S::Console(s)) => {
-                Box::new(ConsoleDevice::restore(shared(port), s)?)
-            }
+            (Self::Console(port), S::Console(s)) => Box::new(ConsoleDevice::restore(port, s)?),
             (Self::Rng(file), S::Rng(s)) => Box::new(Rng::restore(file, s)),
             (Self::Vsock(spec), S::Vsock(s)) => Box::new(VsockDevice::restore(spec, s)?),
             (_, other) => {
@@ -84,27 +81,6 @@ impl VirtioSpec {
             }
         })
     }
-}
-
-/// The host's console as the virtio console wants it.
-struct HostPort(ConsolePort);
-
-impl Port for HostPort {
-    fn output(&mut self, bytes: &[u8]) {
-        self.0.write(bytes);
-    }
-
-    fn input(&mut self, max: usize, to: &mut VecDeque<u8>) {
-        to.extend(self.0.take(max));
-    }
-
-    fn input_ready(&self) -> EventFd {
-        self.0.input_ready()
-    }
-}
-
-fn shared(port: ConsolePort) -> Arc<Mutex<dyn Port>> {
-    Arc::new(Mutex::new(HostPort(port)))
 }
 
 fn spec_error<E: std::fmt::Display>(device: &'static str) -> impl FnOnce(E) -> DeviceError {

@@ -1,12 +1,12 @@
 //! virtio-console (virtio 1.2, 5.3): one port, without the multiport control queues.
 //!
-//! What the guest prints goes to the host's [`Port`] at once; what the host types waits there
-//! until the guest offers buffers. A save takes along what the guest has not read yet.
+//! What the guest prints goes to the host's [`ConsolePort`] at once; what the host types waits
+//! there until the guest offers buffers. A save takes along what the guest has not read yet.
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
@@ -15,6 +15,7 @@ use virtio_queue::QueueState;
 use super::ring::{Buffers, Ring, Used, read_config};
 use super::thread::{DeviceThread, FIRST_OWN_TOKEN, Worker};
 use super::{Activation, DeviceError, Interrupt, VirtioDevice};
+use crate::devices::console::ConsolePort;
 use crate::eventfd::EventFd;
 use crate::memory::GuestRam;
 use crate::state::v1::{ConsoleState, VirtioDeviceState};
@@ -36,22 +37,9 @@ const CHUNK: usize = 4096;
 /// same memory a thousand times must not hold up the thread.
 const MAX_OUTPUT: usize = 1 << 20;
 
-/// The host's end of the console.
-pub trait Port: Send {
-    /// Takes what the guest printed. Never blocks: what cannot be kept is dropped.
-    fn output(&mut self, bytes: &[u8]);
-    /// Moves up to `max` bytes that were typed to the end of `to`.
-    fn input(&mut self, max: usize, to: &mut VecDeque<u8>);
-    /// Signalled when there is something to read. The console clears it.
-    fn input_ready(&self) -> EventFd;
-}
-
-/// A port that is shared with its owner.
-pub type SharedPort = Arc<Mutex<dyn Port>>;
-
 /// The console device.
 pub struct ConsoleDevice {
-    port: SharedPort,
+    port: ConsolePort,
     columns: u16,
     rows: u16,
     /// Input for the next driver; while a driver is on, its worker has it.
@@ -61,13 +49,13 @@ pub struct ConsoleDevice {
 
 impl ConsoleDevice {
     /// A console on `port`. `size` is columns and rows, if the guest is to be told.
-    pub fn new(port: SharedPort, size: Option<(u16, u16)>) -> Self {
+    pub fn new(port: ConsolePort, size: Option<(u16, u16)>) -> Self {
         let (columns, rows) = size.unwrap_or((0, 0));
         Self { port, columns, rows, pending: VecDeque::new(), active: None }
     }
 
     /// The console as it was saved, on a port of this host. It keeps the saved size.
-    pub fn restore(port: SharedPort, state: &ConsoleState) -> Result<Self, DeviceError> {
+    pub fn restore(port: ConsolePort, state: &ConsoleState) -> Result<Self, DeviceError> {
         let refuse = |reason| Err(DeviceError::State { device: "console", reason });
         if state.pending_input.len() > MAX_PENDING {
             let n = state.pending_input.len();
@@ -124,7 +112,7 @@ impl VirtioDevice for ConsoleDevice {
         let (transmit, again) = next(TRANSMIT)?;
         let pending = std::mem::take(&mut self.pending);
         let port = self.port.clone();
-        let ready = lock(&port).input_ready();
+        let ready = port.input_ready();
         let worker = ConsoleWorker {
             receive,
             transmit,
@@ -169,10 +157,6 @@ impl VirtioDevice for ConsoleDevice {
     }
 }
 
-fn lock<'a>(port: &'a Mutex<dyn Port + 'static>) -> MutexGuard<'a, dyn Port + 'static> {
-    port.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 struct ConsoleWorker {
     ram: GuestRam,
     interrupt: Interrupt,
@@ -180,7 +164,7 @@ struct ConsoleWorker {
     transmit: Ring,
     /// Notification of the transmit queue, for when the budget ran out.
     again: EventFd,
-    port: SharedPort,
+    port: ConsolePort,
     ready: EventFd,
     /// Input that left the port and has not reached the guest.
     pending: VecDeque<u8>,
@@ -192,7 +176,7 @@ impl ConsoleWorker {
         let mem = self.ram.mem();
         for turn in 0.. {
             if self.pending.is_empty() {
-                lock(&self.port).input(CHUNK, &mut self.pending);
+                self.pending.extend(self.port.take(CHUNK));
             }
             if self.pending.is_empty() {
                 break;
@@ -239,7 +223,7 @@ impl ConsoleWorker {
                 if n == 0 {
                     break;
                 }
-                lock(&self.port).output(&chunk[..n]);
+                self.port.write(&chunk[..n]);
                 offset += n;
             }
             self.transmit.give_back(mem, &[Used { head, len: 0 }]);
@@ -269,7 +253,7 @@ impl Worker for ConsoleWorker {
     /// What was typed so far belongs to the guest and moves with it.
     fn drain(&mut self) {
         let room = MAX_PENDING.saturating_sub(self.pending.len());
-        lock(&self.port).input(room, &mut self.pending);
+        self.pending.extend(self.port.take(room));
     }
 }
 
@@ -277,38 +261,23 @@ impl Worker for ConsoleWorker {
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
+    use crate::devices::console::{Console, ConsoleConfig, Position};
     use crate::devices::virtio::testkit::{Buf, PATIENCE, Rig};
     use proptest::prelude::*;
     use std::time::Instant;
 
-    struct Fake {
-        printed: Vec<u8>,
-        typed: VecDeque<u8>,
-        ready: EventFd,
+    fn open() -> Console {
+        Console::new(ConsoleConfig::default()).unwrap()
     }
 
-    impl Port for Fake {
-        fn output(&mut self, bytes: &[u8]) {
-            self.printed.extend_from_slice(bytes);
+    /// What the guest printed, `n` bytes of it.
+    fn printed(console: &Console, n: usize) -> Vec<u8> {
+        let mut reader = console.subscribe(Position::Scrollback);
+        let mut all = Vec::new();
+        while all.len() < n {
+            all.extend(reader.read(Instant::now() + PATIENCE).unwrap());
         }
-        fn input(&mut self, max: usize, to: &mut VecDeque<u8>) {
-            let n = max.min(self.typed.len());
-            to.extend(self.typed.drain(..n));
-        }
-        fn input_ready(&self) -> EventFd {
-            self.ready.clone()
-        }
-    }
-
-    fn fake() -> Arc<Mutex<Fake>> {
-        let ready = EventFd::new().unwrap();
-        Arc::new(Mutex::new(Fake { printed: vec![], typed: VecDeque::new(), ready }))
-    }
-
-    fn type_in(port: &Mutex<Fake>, bytes: &[u8]) {
-        let mut fake = port.lock().unwrap();
-        fake.typed.extend(bytes);
-        fake.ready.signal();
+        all
     }
 
     fn start(device: &mut ConsoleDevice, rig: &Rig) {
@@ -316,19 +285,11 @@ mod tests {
         device.resume();
     }
 
-    fn wait(mut done: impl FnMut() -> bool) {
-        let start = Instant::now();
-        while !done() {
-            assert!(start.elapsed() < PATIENCE, "the console did nothing");
-            std::thread::yield_now();
-        }
-    }
-
     #[test]
     fn prints_and_reads() {
-        let port = fake();
+        let console = open();
         let mut rig = Rig::new(&[64, 64]);
-        let mut device = ConsoleDevice::new(port.clone(), Some((80, 25)));
+        let mut device = ConsoleDevice::new(console.port(), Some((80, 25)));
         let mut config = [9; 14];
         device.read_config(0, &mut config);
         assert_eq!(config, [80, 0, 25, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
@@ -337,11 +298,11 @@ mod tests {
         let (a, b) = (rig.out(b"hello "), rig.out(b"world"));
         rig.send(1, &[a, b]);
         rig.queues[1].wait_used(1);
-        assert_eq!(port.lock().unwrap().printed, b"hello world");
+        assert_eq!(printed(&console, 11), b"hello world");
         let (first, second) = (rig.inp(3), rig.inp(8));
         rig.send(0, &[first]);
         rig.send(0, &[second]);
-        type_in(&port, b"typed");
+        console.send_input(b"typed");
         let used: Vec<u32> = rig.queues[0].wait_used(2).iter().map(|u| u.1).collect();
         assert_eq!(used, [3, 2]);
         assert_eq!((rig.bytes(first), &rig.bytes(second)[..2]), (b"typ".to_vec(), &b"ed"[..]));
@@ -350,26 +311,26 @@ mod tests {
 
     #[test]
     fn typed_input_survives_a_save() {
-        let port = fake();
+        let console = open();
         let mut rig = Rig::new(&[64, 64]);
-        let mut device = ConsoleDevice::new(port.clone(), None);
+        let mut device = ConsoleDevice::new(console.port(), None);
         start(&mut device, &rig);
-        let text: Vec<u8> = (0..10_000_u32).flat_map(u32::to_le_bytes).collect();
-        type_in(&port, &text);
+        let text: Vec<u8> = (0..1000_u32).flat_map(u32::to_le_bytes).collect();
+        assert_eq!(console.send_input(&text), text.len());
         let taken = rig.inp(10);
         rig.send(0, &[taken]);
         rig.queues[0].wait_used(1);
         device.drain().unwrap();
-        assert!(port.lock().unwrap().typed.is_empty());
+        assert_eq!(console.port().take(1), []);
         let VirtioDeviceState::Console(state) = device.save() else { unreachable!() };
         assert_eq!(state.pending_input, text[10..]);
         let queues = device.queues();
         assert_eq!(queues[0].1.next_used, 1);
         drop(device);
 
-        let port = fake();
-        let mut device = ConsoleDevice::restore(port, &state).unwrap();
-        let rest = rig.inp(40_000);
+        let console = open();
+        let mut device = ConsoleDevice::restore(console.port(), &state).unwrap();
+        let rest = rig.inp(4000);
         rig.queues[0].submit(&[rest]).unwrap();
         let mut activation = rig.activation(0);
         for (active, (index, state)) in activation.queues.iter_mut().zip(queues) {
@@ -380,23 +341,18 @@ mod tests {
         assert!(matches!(device.save(), VirtioDeviceState::Console(s) if s == state));
         device.resume();
         // The first buffer was used before: the ring goes on where it stood.
-        wait(|| rig.queues[0].take_used().iter().any(|u| u.1 == 39_990) || device.is_idle());
-        assert_eq!(rig.bytes(rest)[..39_990], text[10..]);
+        assert_eq!(rig.queues[0].wait_used(1)[0].1, 3990);
+        assert_eq!(rig.bytes(rest)[..3990], text[10..]);
     }
 
     #[test]
     fn refuses_what_it_never_saved() {
         let state = |n, columns| ConsoleState { columns, rows: 0, pending_input: vec![0; n] };
-        let refused = ConsoleDevice::restore(fake(), &state(MAX_PENDING + 1, 0)).err().unwrap();
+        let refused =
+            ConsoleDevice::restore(open().port(), &state(MAX_PENDING + 1, 0)).err().unwrap();
         assert!(refused.to_string().contains("65537 bytes, at most 65536"), "{refused}");
-        let refused = ConsoleDevice::restore(fake(), &state(0, 80)).err().unwrap();
+        let refused = ConsoleDevice::restore(open().port(), &state(0, 80)).err().unwrap();
         assert!(refused.to_string().contains("columns are 80 and rows 0"), "{refused}");
-    }
-
-    impl ConsoleDevice {
-        fn is_idle(&self) -> bool {
-            self.active.as_ref().is_some_and(|t| t.worker().pending.is_empty())
-        }
     }
 
     proptest! {
@@ -407,9 +363,9 @@ mod tests {
             chains in prop::collection::vec(
                 prop::collection::vec((any::<bool>(), 0_u64..20 << 20, any::<u32>()), 1..4), 0..12),
         ) {
-            let port = fake();
+            let console = open();
             let mut rig = Rig::new(&[64, 64]);
-            let mut device = ConsoleDevice::new(port.clone(), None);
+            let mut device = ConsoleDevice::new(console.port(), None);
             // Rings and test data lie below; hostile buffers above.
             let above = 8 << 20;
             for chain in &chains {
@@ -422,12 +378,13 @@ mod tests {
                 rig.queues[0].submit(&bufs).unwrap();
                 rig.queues[1].submit(&bufs).unwrap();
             }
-            type_in(&port, &[7; 1000]);
+            console.send_input(&[7; 1000]);
             start(&mut device, &rig);
             let good = rig.out(b"still here");
             rig.send(1, &[good]);
             rig.queues[1].wait_used(chains.len() + 1);
-            prop_assert!(port.lock().unwrap().printed.ends_with(b"still here"));
+            let mut reader = console.subscribe(Position::Scrollback);
+            prop_assert!(reader.wait_for(b"still here", Instant::now() + PATIENCE).is_ok());
         }
     }
 }

@@ -2,9 +2,13 @@
 
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_CTRL_ANNOUNCE, VIRTIO_NET_CTRL_ANNOUNCE_ACK, VIRTIO_NET_CTRL_MAC,
-    VIRTIO_NET_CTRL_MAC_TABLE_SET, VIRTIO_NET_CTRL_RX, VIRTIO_NET_CTRL_RX_NOBCAST, VIRTIO_NET_ERR,
-    VIRTIO_NET_OK,
+    VIRTIO_NET_CTRL_MAC_TABLE_SET, VIRTIO_NET_CTRL_RX, VIRTIO_NET_CTRL_RX_NOBCAST,
 };
+
+/// `VIRTIO_NET_OK` and `VIRTIO_NET_ERR`, bytes on this queue.
+const OK: u8 = 0;
+/// See `OK`.
+const ERR: u8 = 1;
 
 /// Bytes of a command that are looked at: class, command, first byte of its data.
 pub const COMMAND_LEN: usize = 3;
@@ -24,8 +28,8 @@ impl Verdict {
     /// The byte that the driver reads.
     pub fn ack(self) -> u8 {
         match self {
-            Self::Accept | Self::AnnounceDone => VIRTIO_NET_OK as u8,
-            Self::Refuse => VIRTIO_NET_ERR as u8,
+            Self::Accept | Self::AnnounceDone => OK,
+            Self::Refuse => ERR,
         }
     }
 }

@@ -4,13 +4,13 @@ use std::io;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use virtio_bindings::virtio_net::{VIRTIO_NET_S_ANNOUNCE, VIRTIO_NET_S_LINK_UP};
-
 use crate::devices::tap::{HEADER_LEN, Tap};
 use crate::devices::virtio::Interrupt;
 
-const LINK_UP: u16 = VIRTIO_NET_S_LINK_UP as u16;
-const ANNOUNCE: u16 = VIRTIO_NET_S_ANNOUNCE as u16;
+/// `VIRTIO_NET_S_LINK_UP` (virtio 1.2, 5.1.4).
+const LINK_UP: u16 = 1;
+/// `VIRTIO_NET_S_ANNOUNCE`.
+const ANNOUNCE: u16 = 2;
 
 /// Frames, since the device was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

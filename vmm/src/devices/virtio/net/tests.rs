@@ -22,7 +22,7 @@ use crate::eventfd::EventFd;
 
 const NAME: &str = "tap-test";
 const MAC: [u8; 6] = [0x52, 0x54, 0, 1, 2, 3];
-/// "Local experimental" EtherType: nothing else in the namespace sends it.
+/// "Local experimental" `EtherType`: nothing else in the namespace sends it.
 const OURS: [u8; 2] = [0x88, 0xB5];
 const EVENT_IDX: u64 = 1 << 29;
 const MERGEABLE: u64 = 1 << VIRTIO_NET_F_MRG_RXBUF;
@@ -162,7 +162,7 @@ impl Driver {
             let buf = rig.inp(len);
             self.posted.insert(rig.queues[0].submit(&[buf]).unwrap(), buf);
         }
-        rig.kicks[0].signal();
+        rig.notify(0);
     }
 
     /// Collects until `n` frames of ours are there.
@@ -174,8 +174,9 @@ impl Driver {
             while let Some((head, len)) = used.next() {
                 let mut whole = self.content(rig, head, len);
                 let buffers = u16::from_le_bytes([whole[10], whole[11]]);
+                // The driver must find all of a frame's buffers at once.
                 for _ in 1..buffers {
-                    let (head, len) = used.next().expect("a frame's buffers come all at once");
+                    let (head, len) = used.next().unwrap();
                     whole.extend(self.content(rig, head, len));
                 }
                 if whole[HEADER_LEN + 12..HEADER_LEN + 14] == OURS {

@@ -368,7 +368,7 @@ mod tests {
 
         fn guest_header(&self, op: u16, len: u32) -> Header {
             let (buf_alloc, fwd_cnt) = (self.guest_alloc, self.guest_read);
-            Header { op, len, buf_alloc, fwd_cnt, ..request(0) }
+            Header { len, op, buf_alloc, fwd_cnt, ..request(0) }
         }
 
         fn step(&mut self, step: Step) {
@@ -377,7 +377,7 @@ mod tests {
                     let in_flight = self.guest_sent - self.known.fwd_cnt;
                     let n = u32::from(n).min(self.known.buf_alloc - in_flight);
                     let data: Vec<u8> =
-                        (0..n).map(|i| (self.guest_sent + i) as u8 ^ 0x5A).collect();
+                        (0..n).map(|i| (self.guest_sent + i).to_le_bytes()[0] ^ 0x5A).collect();
                     self.guest_sent += n;
                     self.guest_wrote.extend(&data);
                     self.connection.packet(&self.guest_header(op::RW, n), &data);
@@ -391,7 +391,8 @@ mod tests {
                 }
                 Step::HostWrites(n) => {
                     let from = self.host_wrote.len();
-                    let data: Vec<u8> = (0..usize::from(n)).map(|i| (from + i) as u8).collect();
+                    let data: Vec<u8> =
+                        (0..usize::from(n)).map(|i| (from + i).to_le_bytes()[0]).collect();
                     self.host_wrote.extend(&data);
                     self.host_waits.extend(&data);
                 }
@@ -409,16 +410,15 @@ mod tests {
 
         /// One packet for the guest, with at most `room` bytes of data.
         fn pump(&mut self, room: usize) -> bool {
-            let packet = match self.connection.control() {
-                Some(packet) => packet,
-                None => {
-                    let n = self.connection.may_send().min(room).min(self.host_waits.len());
-                    if n == 0 {
-                        return false;
-                    }
-                    self.guest_has.extend(self.host_waits.drain(..n));
-                    self.connection.data_packet(u32::try_from(n).unwrap())
+            let packet = if let Some(packet) = self.connection.control() {
+                packet
+            } else {
+                let n = self.connection.may_send().min(room).min(self.host_waits.len());
+                if n == 0 {
+                    return false;
                 }
+                self.guest_has.extend(self.host_waits.drain(..n));
+                self.connection.data_packet(u32::try_from(n).unwrap())
             };
             assert_ne!(packet.op, op::RST);
             assert!(self.guest_has.len() - self.guest_read as usize <= self.guest_alloc as usize);

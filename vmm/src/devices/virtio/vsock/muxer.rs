@@ -398,6 +398,10 @@ impl Entry {
         }
         if connection.guest_stopped_receiving() {
             self.socket.shut_read();
+            if self.hung_up {
+                // Nobody reads to the end any more.
+                connection.host_finished_sending();
+            }
         }
     }
 
@@ -407,7 +411,12 @@ impl Entry {
         match &mut self.stage {
             Stage::Greeting(_) => self.readable = true,
             Stage::Linked(connection) if connection.is_requested() => connection.abort(),
-            Stage::Linked(connection) => connection.host_stopped_receiving(),
+            Stage::Linked(connection) => {
+                connection.host_stopped_receiving();
+                if connection.guest_stopped_receiving() {
+                    connection.host_finished_sending();
+                }
+            }
         }
     }
 
@@ -469,6 +478,7 @@ impl Entry {
 mod tests {
     use super::super::packet::SHUTDOWN_BOTH;
     use super::*;
+    use proptest::prelude::*;
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
 
@@ -476,6 +486,7 @@ mod tests {
 
     struct Lab {
         muxer: Muxer,
+        epoll: Arc<Epoll>,
         dir: tempfile::TempDir,
         start: Instant,
     }
@@ -487,10 +498,11 @@ mod tests {
             let listener = UnixListener::bind(&path).unwrap();
             listener.set_nonblocking(true).unwrap();
             let mut muxer = Muxer::new(CID, Arc::new(listener), path, 100, 0);
-            // Nobody waits on it: the tests say what is ready.
+            // Most tests do not wait on it but say what is ready.
             let flags = nix::sys::epoll::EpollCreateFlags::EPOLL_CLOEXEC;
-            muxer.attach(&Arc::new(Epoll::new(flags).unwrap()));
-            Self { muxer, dir, start: Instant::now() }
+            let epoll = Arc::new(Epoll::new(flags).unwrap());
+            muxer.attach(&epoll);
+            Self { muxer, epoll, dir, start: Instant::now() }
         }
 
         fn at(&self, seconds: u64) -> Instant {
@@ -509,7 +521,7 @@ mod tests {
             self.muxer.next_packet(&mut [0; 4096], now)
         }
 
-        fn from_guest(&mut self, to: &Header, op: u16) {
+        fn answer(&mut self, to: &Header, op: u16) {
             let answer = Header { op, buf_alloc: 4096, ..to.reset() };
             let now = self.at(0);
             self.muxer.guest_packet(&answer, &[], now);
@@ -541,7 +553,7 @@ mod tests {
         let mut lab = Lab::new();
         let mut stream = lab.call("CONNECT 80\n");
         let request = lab.next().unwrap();
-        lab.from_guest(&request, op::RESPONSE);
+        lab.answer(&request, op::RESPONSE);
         let mut line = [0; 14];
         stream.read_exact(&mut line).unwrap();
         assert_eq!(line, *b"OK 1073741824\n");
@@ -585,7 +597,7 @@ mod tests {
         let requests: Vec<_> = (0..3).map(|_| lab.next().unwrap()).collect();
         let ports: Vec<_> = requests.iter().map(|r| r.src_port).collect();
         for (stream, request) in streams.iter_mut().zip(&requests) {
-            lab.from_guest(request, op::RESPONSE);
+            lab.answer(request, op::RESPONSE);
             stream.write_all(&[1; 1000]).unwrap();
         }
         let numbers: Vec<u64> = lab.muxer.entries.keys().copied().collect();
@@ -619,5 +631,99 @@ mod tests {
             lab.muxer.guest_packet(&header, &[], Instant::now());
         }
         assert_eq!(lab.next(), None);
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Act {
+        HostWrites(u16),
+        HostReads(u16),
+        HostFinishes,
+        HostStopsReading,
+        HostCloses,
+        GuestSends(u16, u32),
+        GuestTakes(u8),
+    }
+
+    fn acts() -> impl Strategy<Value = Act> {
+        prop_oneof![
+            any::<u16>().prop_map(Act::HostWrites),
+            any::<u16>().prop_map(Act::HostReads),
+            Just(Act::HostFinishes),
+            Just(Act::HostStopsReading),
+            Just(Act::HostCloses),
+            (0_u16..9, any::<u32>()).prop_map(|(op, n)| Act::GuestSends(op, n)),
+            any::<u8>().prop_map(Act::GuestTakes),
+        ]
+    }
+
+    impl Lab {
+        /// Handles what is ready until nothing is; the number of events, which must be small.
+        fn quiet(&mut self) -> usize {
+            for turn in 0..50 {
+                let mut events = [EpollEvent::empty(); 8];
+                let n = self.epoll.wait(&mut events, 0_u8).unwrap();
+                if n == 0 {
+                    return turn;
+                }
+                for event in &events[..n] {
+                    let now = self.at(0);
+                    self.muxer.event(event.data(), event.events(), now);
+                }
+            }
+            usize::MAX
+        }
+
+        fn act(&mut self, act: Act, host: &mut Option<UnixStream>, ends: &Header) {
+            let now = self.at(0);
+            match (act, host.as_mut()) {
+                (Act::HostWrites(n), Some(s)) => drop(s.write(&vec![1; n.into()])),
+                (Act::HostReads(n), Some(s)) => drop(s.read(&mut vec![0; n.into()])),
+                (Act::HostFinishes, Some(s)) => drop(s.shutdown(std::net::Shutdown::Write)),
+                (Act::HostStopsReading, Some(s)) => drop(s.shutdown(std::net::Shutdown::Read)),
+                (Act::HostCloses, _) => *host = None,
+                (Act::GuestSends(op, n), _) => {
+                    let data = vec![0; if op == op::RW { n as usize % 70_000 } else { 0 }];
+                    let packet = Header { op, flags: n, buf_alloc: n % 5000, ..*ends };
+                    self.muxer.guest_packet(&packet, &data, now);
+                }
+                (Act::GuestTakes(n), _) => {
+                    for _ in 0..n % 8 {
+                        self.muxer.next_packet(&mut [0; 999], now);
+                    }
+                }
+                (_, None) => {}
+            }
+        }
+    }
+
+    proptest! {
+        /// Whatever the two sides do, and whether or not the guest has buffers, the thread goes
+        /// to sleep again; and when the time is up nothing is left behind.
+        #[test]
+        fn never_spins_and_never_leaks(steps in prop::collection::vec(acts(), 0..30)) {
+            let mut lab = Lab::new();
+            let mut stream = lab.call("CONNECT 80\n");
+            stream.set_nonblocking(true).unwrap();
+            let ends = lab.next().unwrap().reset();
+            lab.answer(&ends.reset(), op::RESPONSE);
+            stream.read_exact(&mut [0; 14]).unwrap();
+            let mut host = Some(stream);
+            prop_assert!(lab.quiet() < 50);
+            for step in steps {
+                lab.act(step, &mut host, &ends);
+                prop_assert!(lab.quiet() < 50, "after {:?}", step);
+            }
+            drop(host);
+            prop_assert!(lab.quiet() < 50);
+            while lab.next().is_some() {}
+            lab.act(Act::GuestSends(op::CREDIT_UPDATE, 4999), &mut None, &ends);
+            for seconds in [0, 100, 200] {
+                while { lab.quiet(); lab.next().is_some() } {
+                    lab.act(Act::GuestSends(op::RST, 0), &mut None, &ends);
+                }
+                lab.muxer.expire(lab.at(seconds));
+            }
+            prop_assert_eq!((lab.muxer.len(), lab.muxer.numbers.len()), (0, 0));
+        }
     }
 }

@@ -364,18 +364,18 @@ fn big_transfers_arrive_whole() {
     let listener = guest.listen(6);
     let (mut end, stream) = guest.dial(1, &listener, 6);
     let (up, down) = (noise(1, 6 << 20), noise(2, 5 << 20));
-    let (mut reader, mut writer) = (stream.try_clone().unwrap(), stream);
+    let (mut from, mut to) = (stream.try_clone().unwrap(), stream);
     let (expected, sent) = (up.clone(), down.clone());
-    let writes = std::thread::spawn(move || writer.write_all(&sent).map(|()| writer).unwrap());
+    let sending = std::thread::spawn(move || to.write_all(&sent).map(|()| to).unwrap());
     let reads = std::thread::spawn(move || {
         let mut bytes = vec![0; expected.len()];
-        reader.read_exact(&mut bytes).unwrap();
+        from.read_exact(&mut bytes).unwrap();
         bytes == expected
     });
     let got = exchange(&mut guest, &mut end, &up, down.len());
     assert!(got == down);
     assert!(reads.join().unwrap());
-    drop(writes.join().unwrap());
+    drop(sending.join().unwrap());
 }
 
 #[test]
