@@ -154,7 +154,9 @@ fn rules() -> Result<Rules, Error> {
     let thread = libc::CLONE_THREAD.unsigned_abs().into();
     rules.insert(libc::SYS_clone, vec![when(0, Qword, MaskedEq(thread), thread)?]);
     let unix = libc::AF_UNIX.unsigned_abs().into();
-    rules.insert(libc::SYS_socket, vec![when(0, Dword, Eq, unix)?]);
+    for call in [libc::SYS_socket, libc::SYS_socketpair] {
+        rules.insert(call, vec![when(0, Dword, Eq, unix)?]);
+    }
     let pid = std::process::id().into();
     rules.insert(libc::SYS_tgkill, vec![when(0, Dword, Eq, pid)?]);
     let name = libc::PR_SET_NAME.unsigned_abs().into();
