@@ -3,18 +3,16 @@
 //! The lock belongs to the open file description: it ends with the process, however that ends,
 //! and getting it proves that the former holder is gone.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
-
 /// A held lock. Dropping it lets go, the file stays.
 #[derive(Debug)]
 pub struct LockFile {
-    _lock: Flock<File>,
+    /// Closing it lets go of the lock.
+    _file: File,
     path: PathBuf,
 }
 
@@ -36,14 +34,14 @@ impl LockFile {
                 .mode(0o600)
                 .open(path)?;
             let inode = inode(&file.metadata()?);
-            let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(lock) => lock,
-                Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
-                Err((_, errno)) => return Err(errno.into()),
-            };
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(error)) => return Err(error),
+            }
             match std::fs::metadata(path) {
                 Ok(there) if self::inode(&there) == inode => {
-                    return Ok(Some(Self { _lock: lock, path: path.to_owned() }));
+                    return Ok(Some(Self { _file: file, path: path.to_owned() }));
                 }
                 Ok(_) => {}
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}

@@ -204,6 +204,7 @@ struct Taken<T> {
     disks: Arc<[SavedDisk]>,
     host_stop: HostStopFile,
     sockets: Sockets,
+    here: Here,
 }
 
 /// From the launch document to a guest that runs.
@@ -251,7 +252,8 @@ fn build<O: OpenMachine>(
         .map_err(|e| unexpected("the API cannot be served", &e))?;
     write_info(&taken.dir, &owner.info())
         .map_err(|e| file("the guest's facts cannot be written", &e))?;
-    owner.begin(owner_record(&spec.definition, taken.grant)?, !spec.start_paused)?;
+    let record = owner_record(&spec.definition, taken.grant, taken.here);
+    owner.begin(record, !spec.start_paused)?;
     let answer = LaunchReply::Ready(Box::new(owner.info()));
     Ok((Guest { owner, server, dir: taken.dir, facts, spec }, answer))
 }
@@ -307,10 +309,11 @@ fn take<O: OpenMachine>(
         None => load::grant_start(journal.last()),
         Some(s) => load::grant_load(&s.how, definition, &s.saved.metadata, journal.last())?,
     };
+    let here = Here::look()?;
     let mut opened = machine.open(definition, &dir, console, events)?;
     let disks = opened.disks();
     if let Some(source) = source {
-        check_disks(definition, source, &disks)?;
+        check_disks(definition, source, &disks, &here)?;
     }
     let sockets = Sockets { api: dir.bind(&dir.paths().api())?, fd: dir.bind(&dir.paths().fd())? };
     let saves = (definition.on_host_stop == OnHostStop::Save).then(|| dirs.saves());
@@ -323,7 +326,7 @@ fn take<O: OpenMachine>(
     };
     confine(&Reach::new(dirs, dir.paths(), journal_dir, saves))
         .map_err(|e| unexpected("the guest process cannot be confined", &e))?;
-    Ok(Taken { dir, journal, grant, opened, disks: disks.into(), host_stop, sockets })
+    Ok(Taken { dir, journal, grant, opened, disks: disks.into(), host_stop, sockets, here })
 }
 
 /// Under the disks' locks, so that nobody changes them after the look.
@@ -331,6 +334,7 @@ fn check_disks(
     definition: &GuestDefinition,
     source: &Source,
     disks: &[SavedDisk],
+    here: &Here,
 ) -> Result<(), Failure> {
     let look = |disk: &SavedDisk| {
         fingerprint::take(&disk.file).map_err(|e| {
@@ -339,7 +343,7 @@ fn check_disks(
         })
     };
     let now = disks.iter().map(look).collect::<Result<Vec<_>, _>>()?;
-    load::check_disks(definition, &source.saved.metadata, &now, &host_name()?)
+    load::check_disks(definition, &source.saved.metadata, &now, &here.host)
 }
 
 /// The machine to begin with, and how far its clocks were put forward if it was loaded.
@@ -362,26 +366,35 @@ fn first_machine<M: MakeMachine>(
     Ok((machine, Some(pause)))
 }
 
-fn owner_record(definition: &GuestDefinition, grant: Grant) -> Result<Record, Failure> {
-    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .map_err(|e| unexpected("the boot id cannot be read", &e))?;
-    Ok(Record {
+/// This boot of this host.
+struct Here {
+    host: String,
+    boot_id: String,
+}
+
+impl Here {
+    fn look() -> Result<Self, Failure> {
+        let host = nix::unistd::gethostname()
+            .map_err(|e| unexpected("the host's name cannot be read", &e))?;
+        let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")
+            .map_err(|e| unexpected("the boot id cannot be read", &e))?;
+        let host = host.to_string_lossy().into_owned();
+        Ok(Self { host, boot_id: boot_id.trim().to_owned() })
+    }
+}
+
+fn owner_record(definition: &GuestDefinition, grant: Grant, here: Here) -> Record {
+    Record {
         uuid: definition.uuid,
         name: definition.name.clone(),
         term: grant.term,
-        host: host_name()?,
-        boot_id: boot_id.trim().to_owned(),
+        host: here.host,
+        boot_id: here.boot_id,
         since: Timestamp::now(),
         origin: grant.origin,
         saved_ever: grant.saved_ever,
         state: State::Owner,
-    })
-}
-
-fn host_name() -> Result<String, Failure> {
-    let name = nix::unistd::gethostname();
-    name.map(|n| n.to_string_lossy().into_owned())
-        .map_err(|e| unexpected("the host's name cannot be read", &e))
+    }
 }
 
 fn write_info(dir: &RuntimeDir, info: &GuestInfo) -> io::Result<()> {

@@ -60,7 +60,6 @@ const PLAIN: &[c_long] = &[
     libc::SYS_renameat,
     libc::SYS_renameat2,
     libc::SYS_fcntl,
-    libc::SYS_flock,
     libc::SYS_dup,
     // events
     libc::SYS_poll,
@@ -111,7 +110,6 @@ const PLAIN: &[c_long] = &[
     libc::SYS_gettimeofday,
     libc::SYS_getrusage,
     libc::SYS_getrandom,
-    libc::SYS_uname,
     // clone3 passes its flags in memory, where no filter can look: a second filter turns it
     // into ENOSYS, and libc then takes clone.
     libc::SYS_clone3,
@@ -156,9 +154,9 @@ fn rules() -> Result<Rules, Error> {
     let thread = libc::CLONE_THREAD.unsigned_abs().into();
     rules.insert(libc::SYS_clone, vec![when(0, Qword, MaskedEq(thread), thread)?]);
     let unix = libc::AF_UNIX.unsigned_abs().into();
-    rules.insert(libc::SYS_socket, vec![when(0, Dword, Eq, unix)?]);
-    // tokio's runtime makes one for its signals.
-    rules.insert(libc::SYS_socketpair, vec![when(0, Dword, Eq, unix)?]);
+    for call in [libc::SYS_socket, libc::SYS_socketpair] {
+        rules.insert(call, vec![when(0, Dword, Eq, unix)?]);
+    }
     let pid = std::process::id().into();
     rules.insert(libc::SYS_tgkill, vec![when(0, Dword, Eq, pid)?]);
     let name = libc::PR_SET_NAME.unsigned_abs().into();

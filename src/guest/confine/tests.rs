@@ -82,6 +82,7 @@ fn a_confined_process_can_do_its_work_and_nothing_else() {
         "start a thread",
         "use what it holds",
         "read the boot id",
+        "make a socket pair",
         "leave its directory",
     ]);
     assert_eq!(can, wanted);
