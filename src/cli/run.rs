@@ -82,7 +82,7 @@ pub fn start(session: &Session, args: StartArgs) -> Done {
     let StartArgs { name, ready } = args;
     if let Ok(client) = locate(&session.dirs, &name) {
         let info = client.info(LOOK_DEADLINE).map_err(|e| client.failure(e))?;
-        session.out.result(&info, &format!("{} already", sentence(&info)))?;
+        session.out.result(&info, &format!("{} (it was started before)", sentence(&info)))?;
         return Ok(OK);
     }
     let path = session.dirs.definition(&name);

@@ -169,8 +169,9 @@ fn last_words(path: &Path, start: u64) -> Option<String> {
     let mut bytes = Vec::new();
     log.take(LAST_WORDS).read_to_end(&mut bytes).ok()?;
     let text = String::from_utf8_lossy(&bytes);
-    let line = text.lines().rev().find(|l| !l.trim().is_empty())?;
-    Some(line.trim().chars().filter(|c| !c.is_control()).take(300).collect())
+    let advice = |line: &str| line.starts_with("next:");
+    let line = text.lines().rev().map(str::trim).find(|l| !l.is_empty() && !advice(l))?;
+    Some(line.chars().filter(|c| !c.is_control()).take(300).collect())
 }
 
 #[cfg(test)]
@@ -183,7 +184,7 @@ mod tests {
         let path = dir.path().join("a.log");
         fs::write(&path, "before\n").unwrap();
         assert_eq!(last_words(&path, 7), None);
-        fs::write(&path, "before\nfirst\nlast \u{1b}[31mone\n\n").unwrap();
+        fs::write(&path, "before\nfirst\nlast \u{1b}[31mone\n  next:  do\n\n").unwrap();
         assert_eq!(last_words(&path, 7).unwrap(), "last [31mone");
         fs::write(&path, "x".repeat(100_000)).unwrap();
         assert_eq!(last_words(&path, 0).unwrap().len(), 300);
