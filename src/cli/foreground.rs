@@ -13,6 +13,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
+use vmm::scribbler::report::{Event, Parser, Status};
 
 use super::console::{ESCAPE, RawTerminal};
 use super::control::{GONE_DEADLINE, STOP_DEADLINE};
@@ -24,8 +25,7 @@ use crate::api::{ErrorCode, ExitHow, Failure, GuestInfo, StopResult};
 use crate::host::registry::{describe, wait_gone};
 use crate::host::spawn::Launched;
 use crate::show::guest::sentence;
-use crate::show::live::{self, Listener, Said, Status};
-use crate::show::style::Style;
+use crate::show::live;
 
 /// How long a scribbler may take to verify its memory.
 const VERIFY_DEADLINE: Duration = Duration::from_mins(2);
@@ -39,8 +39,8 @@ pub struct Plan {
     pub interactive: bool,
     /// End the guest after this long.
     pub duration: Option<Duration>,
-    /// It is a scribbler: understand what it says.
-    pub scribbler: bool,
+    /// It is a scribbler with this heartbeat: understand what it says.
+    pub scribbler: Option<char>,
     /// Say when this text appears.
     pub wait_for: Option<WaitFor>,
 }
@@ -76,8 +76,11 @@ pub fn attend(session: &Session, launched: Launched, plan: &Plan) -> Done {
     } else {
         None
     };
-    let screen =
-        Screen::new(session.out, plan.scribbler && !plan.interactive, plan.wait_for.as_ref());
+    let screen = Screen::new(
+        session.out,
+        plan.scribbler.filter(|_| !plan.interactive),
+        plan.wait_for.as_ref(),
+    );
     let watched = runtime().map_err(|e| broken(&client, &e))?.block_on(watch(
         &client,
         child,
@@ -144,13 +147,13 @@ fn finish(
         return failed(format!("guest '{name}' {}{detail}", describe(how)));
     }
     if let Some((false, line)) = &watched.verified {
-        return failed(format!("guest '{name}' found its memory wrong: {line}"));
+        return failed(format!("guest '{name}': {line}"));
     }
     if let Some(text) = &watched.text_missing {
         let message = format!("'{text}' did not appear on the console of '{name}'; it was ended");
         return Err(Failure::new(ErrorCode::Timeout, message, "give it longer: --wait-for …,TIME"));
     }
-    if plan.scribbler && plan.duration.is_some() && watched.verify_missing {
+    if plan.scribbler.is_some() && plan.duration.is_some() && watched.verify_missing {
         let message = format!("guest '{name}' did not verify its memory in time; it was ended");
         return Err(Failure::new(ErrorCode::Timeout, message, "run it again with less memory"));
     }
@@ -206,7 +209,7 @@ async fn watch(
             }
             () = at(deadline), if phase != Phase::Stopping => {
                 deadline = None;
-                if phase == Phase::Running && plan.scribbler {
+                if phase == Phase::Running && plan.scribbler.is_some() {
                     (phase, deadline) = (Phase::Verifying, Some(Instant::now() + VERIFY_DEADLINE));
                     watched.verified = None;
                     press(&mut to_guest, &[VERIFY_KEY]).await;
@@ -327,7 +330,7 @@ fn signals() -> io::Result<mpsc::Receiver<()>> {
 struct Screen {
     out: Output,
     /// Understands a scribbler.
-    listener: Option<Listener>,
+    parser: Option<Parser>,
     before: Status,
     /// Text to look for, and the end of what was seen so far.
     wanted: Option<Vec<u8>>,
@@ -336,10 +339,10 @@ struct Screen {
 }
 
 impl Screen {
-    fn new(out: Output, scribbler: bool, wait_for: Option<&WaitFor>) -> Self {
+    fn new(out: Output, scribbler: Option<char>, wait_for: Option<&WaitFor>) -> Self {
         Self {
             out,
-            listener: scribbler.then(Listener::default),
+            parser: scribbler.map(Parser::new),
             before: Status::default(),
             wanted: wait_for.map(|w| w.text.clone().into_bytes()),
             tail: Vec::new(),
@@ -351,20 +354,24 @@ impl Screen {
         self.search(bytes);
         let silent = self.out.json || self.out.quiet;
         let mut stdout = io::stdout().lock();
-        let Some(listener) = &mut self.listener else {
+        let Some(parser) = &mut self.parser else {
             return if silent {
                 Ok(())
             } else {
                 stdout.write_all(bytes).and_then(|()| stdout.flush())
             };
         };
-        for said in listener.hear(bytes) {
-            let words = describe_said(&said, &mut self.before, self.out.style);
-            if let Said::Verified { ok, line } = said {
-                watched.verified = Some((ok, line));
+        for event in parser.feed(bytes) {
+            if let Some(line) = live::line(&event, &self.before, self.out.style)
+                && !silent
+            {
+                writeln!(stdout, "{line}")?;
             }
-            if !silent {
-                writeln!(stdout, "{words}")?;
+            match event {
+                Event::Status(status) => self.before = status,
+                Event::VerifyOk(_) => watched.verified = Some((true, String::new())),
+                Event::VerifyBad(sweep) => watched.verified = Some((false, live::bad(&sweep))),
+                _ => {}
             }
         }
         Ok(())
@@ -387,30 +394,15 @@ impl Screen {
     }
 }
 
-fn describe_said(said: &Said, before: &mut Status, style: Style) -> String {
-    match said {
-        Said::Ready => "The scribbler has filled its memory and runs.".to_owned(),
-        Said::Status(status) => {
-            let words = live::sentence(status, before, style);
-            *before = *status;
-            words
-        }
-        Said::Verified { ok: true, line } => {
-            style.green(&format!("Every page is as it should be: {line}"))
-        }
-        Said::Verified { ok: false, line } => style.red(&format!("Memory is wrong: {line}")),
-        Said::Line(line) => line.clone(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::show::style::Style;
 
     fn screen(text: &str) -> Screen {
         let wait = WaitFor { text: text.into(), within: Duration::ZERO };
         let out = Output { json: false, quiet: true, style: Style::PLAIN };
-        Screen::new(out, true, Some(&wait))
+        Screen::new(out, Some('.'), Some(&wait))
     }
 
     #[test]
@@ -431,8 +423,8 @@ mod tests {
     #[test]
     fn a_verdict_is_kept() {
         let mut watched = Watched::default();
-        screen("x").show(b"\nVERIFY BAD pages=2\n", &mut watched).unwrap();
-        assert_eq!(watched.verified, Some((false, "VERIFY BAD pages=2".into())));
+        screen("x").show(b"\nVERIFY BAD pages=2 errors=1 sweep=1\n", &mut watched).unwrap();
+        assert!(matches!(watched.verified, Some((false, why)) if why.contains("1 errors")));
     }
 
     /// A guest in a directory of its own: its process is a `sleep`, its API answers one stop by
@@ -455,7 +447,7 @@ mod tests {
             let mut key = [0];
             while let Ok(1) = stream.read(&mut key) {
                 assert_eq!(key, [VERIFY_KEY]);
-                stream.write_all(b"\nVERIFY ok pages=1\n").unwrap();
+                stream.write_all(b"\nVERIFY ok pages=1 errors=0 sweep=2\n").unwrap();
             }
         });
         std::thread::spawn(move || {
@@ -475,21 +467,21 @@ mod tests {
     }
 
     fn plan() -> Plan {
-        Plan { interactive: false, duration: None, scribbler: true, wait_for: None }
+        Plan { interactive: false, duration: None, scribbler: Some('.'), wait_for: None }
     }
 
     #[test]
     fn when_the_time_is_over_a_scribbler_verifies_and_is_stopped() {
         let plan = Plan { duration: Some(Duration::from_millis(50)), ..plan() };
-        let seen = watched(&plan, "\nVERIFY BAD early=1\n", false).unwrap();
-        assert_eq!(seen.verified, Some((true, "VERIFY ok pages=1".into())), "the later verdict");
+        let seen = watched(&plan, "\nVERIFY BAD pages=1 errors=1 sweep=1\n", false).unwrap();
+        assert_eq!(seen.verified, Some((true, String::new())), "the later verdict");
         assert!(!seen.interrupted && !seen.verify_missing);
     }
 
     #[test]
     fn a_guest_that_ends_by_itself_is_heard_to_the_end() {
-        let seen = watched(&plan(), "\nVERIFY ok last=1\n", true).unwrap();
-        assert_eq!(seen.verified, Some((true, "VERIFY ok last=1".into())));
+        let seen = watched(&plan(), "\nVERIFY ok pages=1 errors=0 sweep=1\n", true).unwrap();
+        assert_eq!(seen.verified, Some((true, String::new())));
     }
 
     #[test]
@@ -499,7 +491,7 @@ mod tests {
         let missing = watched(&Plan { wait_for: wait("login:"), ..plan() }, "log", false).unwrap();
         assert_eq!(missing.text_missing.as_deref(), Some("login:"));
         let duration = Some(Duration::from_millis(200));
-        let found = Plan { wait_for: wait("log"), duration, scribbler: false, ..plan() };
+        let found = Plan { wait_for: wait("log"), duration, scribbler: None, ..plan() };
         assert_eq!(watched(&found, "a log", false).unwrap().text_missing, None);
     }
 }

@@ -98,6 +98,14 @@ mod tests {
     }
 
     #[test]
+    fn every_parameter_of_the_scribbler_is_explained() {
+        for parameter in vmm::scribbler::PARAMS {
+            let start = format!("  {}=", parameter.key);
+            assert!(TOPICS[2].2.lines().any(|l| l.starts_with(&start)), "{start}");
+        }
+    }
+
+    #[test]
     fn every_key_of_a_definition_is_explained() {
         let error = crate::config::GuestFile::parse("x = 1", "t").unwrap_err().0.message;
         let keys: Vec<&str> = error.split('`').skip(3).step_by(2).collect();

@@ -24,7 +24,9 @@ pub fn run(session: &Session, args: RunArgs) -> Done {
     let (rm, interactive, duration) = (args.rm, args.interactive, args.duration);
     let ready = args.ready.clone();
     let definition = definition(args)?;
-    let scribbler = definition.guest.is_some();
+    // What is wrong with it is told by the guest process.
+    let parameters = definition.guest.as_deref().map(vmm::scribbler::Params::parse);
+    let scribbler = parameters.map(|p| p.map_or('.', |p| p.tag));
     let spec = LaunchSpec {
         definition,
         dirs: session.dirs.clone(),
