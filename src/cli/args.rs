@@ -97,6 +97,9 @@ pub enum Command {
     /// Limit the share of time that a guest's vCPUs may run
     #[command(hide = true)]
     Throttle(ThrottleArgs),
+    /// Show what CPU templates there are, or what one takes away
+    #[command(name = "cpu-template")]
+    CpuTemplate(CpuTemplateArgs),
     /// Print a completion script for your shell
     Completions(CompletionsArgs),
     /// Explain a topic or a command
@@ -107,6 +110,13 @@ pub enum Command {
     /// Print completions of a command line
     #[command(hide = true, name = "complete-words")]
     CompleteWords(CompleteWordsArgs),
+}
+
+/// A CPU template to look at.
+#[derive(Debug, Args)]
+pub struct CpuTemplateArgs {
+    /// Name of the template; all are listed if absent
+    pub name: Option<String>,
 }
 
 /// One guest.

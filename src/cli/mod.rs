@@ -10,6 +10,7 @@ mod help;
 mod output;
 mod run;
 mod save;
+mod template;
 pub mod values;
 
 use std::ffi::OsString;
@@ -77,6 +78,7 @@ fn dispatch(command: Command, session: &Session) -> Done {
         Command::Run(args) => run::run(session, *args),
         Command::Start(args) => run::start(session, args),
         Command::Load(args) => run::load(session, args),
+        Command::CpuTemplate(args) => template::show(session, args.name.as_deref()),
         Command::Ls(args) => control::ls(session, &args),
         Command::Show(args) => control::show(session, &args.guest),
         Command::Console(args) => console::console(session, &args.guest),

@@ -1,4 +1,6 @@
-//! The definition of a guest: the same document in TOML files, in saved files and in the API.
+//! The definition of a guest: the same document in saved files and in the API. (TOML files have a
+//! friendlier form of their own.) Fields are only ever added, and an unknown one is ignored, so
+//! that an older command can still read a newer guest process.
 
 use std::path::PathBuf;
 
@@ -7,7 +9,6 @@ use uuid::Uuid;
 
 /// A guest as its user describes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own in the user's file")]
 pub struct GuestDefinition {
     /// `[a-z0-9][a-z0-9.-]{0,62}`.
@@ -52,7 +53,6 @@ pub struct GuestDefinition {
 
 /// A disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct DiskDefinition {
     /// Raw image or block device, absolute.
     pub path: PathBuf,
@@ -77,7 +77,6 @@ pub enum Cache {
 
 /// A network interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct NetDefinition {
     /// Name of an existing tap.
     pub tap: String,

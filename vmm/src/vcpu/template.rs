@@ -46,32 +46,65 @@ pub struct Template {
     pub masks: &'static [Mask],
 }
 
-const fn clear(
+const fn keep(
     function: u32,
     index: u32,
     register: Register,
-    bits: u32,
+    keep: u32,
     what: &'static str,
 ) -> Mask {
-    Mask { function, index, register, keep: !bits, what }
+    Mask { function, index, register, keep, what }
 }
 
-const AVX512: &[Mask] = &[
-    clear(7, 0, Register::Ebx, 0xDC23_0000, "AVX-512 F/DQ/IFMA/PF/ER/CD/BW/VL"),
-    clear(7, 0, Register::Ecx, 0x0000_5842, "AVX-512 VBMI/VBMI2/VNNI/BITALG/VPOPCNTDQ"),
-    clear(7, 0, Register::Edx, 0x0380_010C, "AVX-512 4VNNIW/4FMAPS/VP2INTERSECT/FP16, AMX"),
-    clear(7, 1, Register::Eax, 0x0060_0030, "AVX-VNNI, AVX-512 BF16, AMX-FP16"),
-    clear(0xD, 0, Register::Eax, !0x7, "extended state beyond AVX"),
+use Register::{Eax, Ebx, Ecx, Edx};
+
+/// What Haswell and Zen have in common. Mitigations (IBRS, STIBP, SSBD) stay: every host that is
+/// kept up to date has them.
+const V3: &[Mask] = &[
+    keep(1, 0, Ecx, 0xFFF8_3203, "PCID and what came after Haswell"),
+    keep(6, 0, Eax, 1 << 2, "power management but ARAT"),
+    keep(7, 0, Ebx, 0x0000_01AB, "all but FSGSBASE, TSC_ADJUST, BMI1/2, AVX2, SMEP"),
+    keep(7, 0, Ecx, 0, "PKU, VAES, AVX-512, …"),
+    keep(7, 0, Edx, 0x8C00_0000, "all but IBRS, STIBP, SSBD"),
+    keep(7, 1, Eax, 0, "AVX-VNNI, BF16, AMX, …"),
+    keep(7, 1, Ebx, 0, "later features"),
+    keep(7, 1, Ecx, 0, "later features"),
+    keep(7, 1, Edx, 0, "AVX-VNNI-INT8, AVX10, …"),
+    keep(7, 2, Edx, 0, "later controls"),
+    keep(0xD, 0, Eax, 0x7, "extended state beyond AVX"),
+    keep(0xD, 1, Eax, 0x1, "XSAVEC, XGETBV1, XSAVES"),
+    keep(0xD, 1, Ecx, 0, "supervisor state"),
+    keep(0x14, 0, Ebx, 0, "processor trace"),
+    keep(0x1D, 0, Eax, 0, "AMX tiles"),
+    keep(0x8000_0001, 0, Ecx, 0x0000_0121, "all but LAHF, LZCNT, PREFETCHW"),
+    keep(0x8000_0001, 0, Edx, 0x2D93_FBFF, "AMD's extensions of MMX and FXSR, 3DNow!"),
+    keep(0x8000_0008, 0, Ebx, 0x0100_D000, "all but IBPB, IBRS, STIBP, SSBD"),
+    keep(0x8000_000A, 0, Edx, 0, "nested virtualization"),
+    keep(0x8000_0021, 0, Eax, 0, "later AMD features"),
 ];
 
-/// What x86-64-v2 does without, beyond [`AVX512`].
+/// What Nehalem has.
 const V2: &[Mask] = &[
-    clear(1, 0, Register::Ecx, 0x3000_1000, "AVX, F16C, FMA"),
-    clear(7, 0, Register::Ebx, 0xDC23_0128, "BMI1, BMI2, AVX2, AVX-512"),
-    clear(7, 0, Register::Ecx, 0x0000_5F42, "VAES, VPCLMULQDQ, GFNI, AVX-512"),
-    clear(7, 0, Register::Edx, 0x0380_010C, "AVX-512, AMX"),
-    clear(7, 1, Register::Eax, 0x0060_0030, "AVX-VNNI, AVX-512 BF16, AMX-FP16"),
-    clear(0xD, 0, Register::Eax, !0x3, "extended state beyond SSE"),
+    keep(1, 0, Ecx, 0x81B8_2201, "AVX, AES, XSAVE, MOVBE, RDRAND, PCID, …"),
+    keep(6, 0, Eax, 1 << 2, "power management but ARAT"),
+    keep(7, 0, Ebx, 0x0000_0002, "all but TSC_ADJUST, which KVM provides"),
+    keep(7, 0, Ecx, 0, "everything"),
+    keep(7, 0, Edx, 0x8C00_0000, "all but IBRS, STIBP, SSBD"),
+    keep(7, 1, Eax, 0, "everything"),
+    keep(7, 1, Ebx, 0, "everything"),
+    keep(7, 1, Ecx, 0, "everything"),
+    keep(7, 1, Edx, 0, "everything"),
+    keep(7, 2, Edx, 0, "everything"),
+    keep(0xD, 0, Eax, 0x3, "extended state beyond SSE"),
+    keep(0xD, 1, Eax, 0, "everything"),
+    keep(0xD, 1, Ecx, 0, "supervisor state"),
+    keep(0x14, 0, Ebx, 0, "processor trace"),
+    keep(0x1D, 0, Eax, 0, "AMX tiles"),
+    keep(0x8000_0001, 0, Ecx, 0x0000_0001, "all but LAHF"),
+    keep(0x8000_0001, 0, Edx, 0x2993_FBFF, "1 GiB pages, AMD's extensions"),
+    keep(0x8000_0008, 0, Ebx, 0x0100_D000, "all but IBPB, IBRS, STIBP, SSBD"),
+    keep(0x8000_000A, 0, Edx, 0, "nested virtualization"),
+    keep(0x8000_0021, 0, Eax, 0, "later AMD features"),
 ];
 
 /// All templates.
@@ -79,19 +112,19 @@ pub const TEMPLATES: &[Template] = &[
     Template { name: "host", about: "everything that KVM supports on this host", masks: &[] },
     Template {
         name: "x86-64-v3",
-        about: "no AVX-512 and no AMX: moves between hosts from 2013 (Haswell, Zen) on",
-        masks: AVX512,
+        about: "AVX2 and no more: for hosts of one vendor from Haswell or Zen on",
+        masks: V3,
     },
     Template {
         name: "x86-64-v2",
-        about: "no AVX: moves between hosts from 2009 (Nehalem) on",
+        about: "SSE4.2 and no more: for hosts of one vendor from Nehalem or Bulldozer on",
         masks: V2,
     },
 ];
 
 /// Hidden on software backends only: their emulator of guest kernels lacks `cmpxchg16b`.
 const SOFTWARE_QUIRK: Mask =
-    clear(1, 0, Register::Ecx, 1 << 13, "CMPXCHG16B (this KVM backend cannot emulate it)");
+    keep(1, 0, Ecx, !(1 << 13), "CMPXCHG16B (this KVM backend cannot emulate it)");
 
 /// The template called `name`.
 pub fn find(name: &str) -> Option<&'static Template> {
