@@ -173,10 +173,10 @@ impl Mask {
         for entry in entries {
             if entry.function == self.function && entry.index == self.index {
                 let register = match self.register {
-                    Register::Eax => &mut entry.eax,
-                    Register::Ebx => &mut entry.ebx,
-                    Register::Ecx => &mut entry.ecx,
-                    Register::Edx => &mut entry.edx,
+                    Eax => &mut entry.eax,
+                    Ebx => &mut entry.ebx,
+                    Ecx => &mut entry.ecx,
+                    Edx => &mut entry.edx,
                 };
                 *register &= self.keep;
             }
