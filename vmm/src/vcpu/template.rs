@@ -4,6 +4,8 @@
 //! one. Topology leaves are always rewritten: one package, a core for each vCPU, one thread for
 //! each core. Bits are those of the Intel SDM, volume 2, CPUID.
 
+use kvm_bindings::KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
+
 use crate::kvm::Backend;
 use crate::state::v1::CpuidEntry;
 
@@ -163,6 +165,7 @@ impl Template {
             features(entry, platform);
             topology(entry, platform.vcpus, vcpu);
         }
+        extended_topology(&mut entries, platform.vcpus, vcpu);
         hypervisor_timing(&mut entries, platform.tsc_khz);
         entries
     }
@@ -222,7 +225,6 @@ fn topology(entry: &mut CpuidEntry, vcpus: u32, vcpu: u32) {
             let sharing = if level >= 3 { ids - 1 } else { 0 };
             entry.eax = (entry.eax & 0x3FFF) | (sharing << 14) | ((ids - 1) << 26);
         }
-        0xB | 0x1F => extended_topology(entry, vcpus, vcpu),
         // AMD: number of threads in the package, size of the core id.
         0x8000_0008 => entry.ecx = (entry.ecx & !0xF0FF) | (core_bits(vcpus) << 12) | (vcpus - 1),
         // AMD: extended APIC id, one thread in a core, one node.
@@ -231,17 +233,28 @@ fn topology(entry: &mut CpuidEntry, vcpus: u32, vcpu: u32) {
     }
 }
 
-/// Leaves 0xB and 0x1F: level 0 is threads of a core, level 1 cores of the package.
-fn extended_topology(entry: &mut CpuidEntry, vcpus: u32, vcpu: u32) {
-    let (eax, ebx, kind) = match entry.index {
-        0 => (0, 1, 1),
-        1 => (core_bits(vcpus), vcpus, 2),
-        _ => (0, 0, 0),
-    };
-    entry.eax = eax;
-    entry.ebx = ebx;
-    entry.ecx = (kind << 8) | (entry.index & 0xFF);
-    entry.edx = vcpu;
+/// Leaves 0xB and 0x1F, if the host has them: level 0 is threads of a core, level 1 cores of the
+/// package. All levels are made anew, because KVM may name the first only (Linux 6.2 and newer).
+fn extended_topology(entries: &mut Vec<CpuidEntry>, vcpus: u32, vcpu: u32) {
+    for function in [0xB, 0x1F] {
+        let before = entries.len();
+        entries.retain(|e| e.function != function);
+        if entries.len() == before {
+            continue;
+        }
+        let levels = [(0, 1, 1), (core_bits(vcpus), vcpus, 2), (0, 0, 0)];
+        for (index, (eax, ebx, kind)) in (0..).zip(levels) {
+            entries.push(CpuidEntry {
+                function,
+                index,
+                flags: KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+                eax,
+                ebx,
+                ecx: (kind << 8) | index,
+                edx: vcpu,
+            });
+        }
+    }
 }
 
 /// Leaf `0x4000_0010` tells frequencies, so that a guest need not calibrate against a timer chip.
@@ -296,19 +309,36 @@ mod tests {
 
     #[test]
     fn topology_numbers_every_vcpu() {
+        let host = find("host").unwrap();
         for vcpus in [1, 2, 3, 8, 32] {
             for vcpu in 0..vcpus {
-                let leaves = [entry(1, 0), entry(0xB, 0), entry(0xB, 1), entry(0xB, 2)];
-                let host = find("host").unwrap();
-                let out = host.apply(&leaves, &platform(vcpus, Backend::Hardware), vcpu);
+                let platform = platform(vcpus, Backend::Hardware);
+                let out = host.apply(&[entry(1, 0), entry(0xB, 0)], &platform, vcpu);
                 assert_eq!(out[0].ebx >> 24, vcpu);
                 assert!((out[0].ebx >> 16) & 0xFF >= vcpus);
-                assert_eq!((out[1].eax, out[1].ebx, out[1].ecx >> 8), (0, 1, 1));
-                assert_eq!((out[2].ebx, out[2].edx), (vcpus, vcpu));
-                assert!(vcpu >> out[2].eax == 0, "all cores are in package 0");
-                assert_eq!((out[3].eax, out[3].ebx, out[3].ecx), (0, 0, 2));
+                let level = |index| {
+                    let is_it = |e: &&CpuidEntry| (e.function, e.index) == (0xB, index);
+                    let found: Vec<_> = out.iter().filter(is_it).collect();
+                    assert_eq!(found.len(), 1);
+                    assert_eq!(found[0].flags, KVM_CPUID_FLAG_SIGNIFCANT_INDEX);
+                    assert_eq!(found[0].edx, vcpu);
+                    *found[0]
+                };
+                let (threads, cores, end) = (level(0), level(1), level(2));
+                assert_eq!((threads.eax, threads.ebx, threads.ecx >> 8), (0, 1, 1));
+                assert_eq!((cores.ebx, cores.ecx), (vcpus, 0x201));
+                assert!(vcpu >> cores.eax == 0, "all cores are in package 0");
+                assert_eq!((end.eax, end.ebx, end.ecx), (0, 0, 2));
             }
         }
+    }
+
+    #[test]
+    fn topology_leaves_the_host_lacks_are_not_made_up() {
+        let host = find("host").unwrap();
+        let out = host.apply(&[entry(1, 0), entry(0xB, 1)], &platform(2, Backend::Hardware), 0);
+        let made = |function| out.iter().filter(|e| e.function == function).count();
+        assert_eq!((made(0xB), made(0x1F)), (3, 0));
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub mod linux;
+
 use std::time::{Duration, Instant};
 
 use vm_memory::{Bytes, GuestAddress};
@@ -69,18 +71,28 @@ pub fn host() -> (Host, vmm::events::EventSink) {
 pub fn boot(kvm: &Kvm, shape: Shape, spec: &str, virtio: Vec<VirtioSpec>) -> (Paused, Host) {
     let params = Params::parse(spec).unwrap();
     params.fits(shape.mib << 20, shape.cpus).unwrap();
-    let (host, events) = host();
-    let parts = Parts { config: shape.config(), events, serial: host.console.clone(), virtio };
     let mut source = BootSource {
         kernel: KernelImage::Bytes(scribbler::elf()),
         initrd: None,
         cmdline: params.command_line(shape.cpus, Some(0x600)),
         acpi: true,
     };
-    (Builder::new(kvm, parts).unwrap().boot(&mut source).unwrap(), host)
+    boot_source(kvm, shape, &mut source, virtio)
 }
 
-/// Builds a machine from `state`, its memory copied from `ram`.
+/// Builds a machine with `virtio` devices around what `source` describes.
+pub fn boot_source(
+    kvm: &Kvm,
+    shape: Shape,
+    source: &mut BootSource,
+    virtio: Vec<VirtioSpec>,
+) -> (Paused, Host) {
+    let (host, events) = host();
+    let parts = Parts { config: shape.config(), events, serial: host.console.clone(), virtio };
+    (Builder::new(kvm, parts).unwrap().boot(source).unwrap(), host)
+}
+
+/// Builds a machine without virtio devices from `state`, its memory copied from `ram`.
 pub fn restore(
     kvm: &Kvm,
     shape: Shape,
@@ -88,9 +100,20 @@ pub fn restore(
     ram: &GuestRam,
     mode: ClockMode,
 ) -> (Paused, ClockReport, Host) {
+    restore_with(kvm, shape, state, ram, mode, vec![])
+}
+
+/// Builds a machine with `virtio` devices from `state`, its memory copied from `ram`.
+pub fn restore_with(
+    kvm: &Kvm,
+    shape: Shape,
+    state: &MachineState,
+    ram: &GuestRam,
+    mode: ClockMode,
+    virtio: Vec<VirtioSpec>,
+) -> (Paused, ClockReport, Host) {
     let (host, events) = host();
-    let parts =
-        Parts { config: shape.config(), events, serial: host.console.clone(), virtio: vec![] };
+    let parts = Parts { config: shape.config(), events, serial: host.console.clone(), virtio };
     let (paused, report) = Builder::new(kvm, parts)
         .unwrap()
         .restore(state, mode, &mut |to| {
