@@ -78,6 +78,8 @@ impl GuestRam {
 
     /// Maps an existing RAM file of exactly `bytes`.
     fn from_file(file: File, bytes: u64, huge: bool) -> Result<Self, RamError> {
+        // Huge pages are reserved here and now: running out of them later is a SIGBUS.
+        let flags = libc::MAP_SHARED | if huge { 0 } else { libc::MAP_NORESERVE };
         let file = Arc::new(file);
         let ranges: Arc<[RamRange]> = layout::ram_ranges(bytes).into();
         let mut regions = Vec::new();
@@ -88,7 +90,7 @@ impl GuestRam {
             let bitmap = <OwnWrites as vm_memory::bitmap::NewBitmap>::with_len(len);
             let region = MmapRegionBuilder::new_with_bitmap(len, bitmap.clone())
                 .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-                .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+                .with_mmap_flags(flags)
                 .with_file_offset(FileOffset::from_arc(file.clone(), r.offset))
                 .with_hugetlbfs(huge)
                 .build()
