@@ -189,7 +189,7 @@ mod tests {
         let wanted = Grant { term: 4, origin, saved_ever: true, new_generation: false };
         assert_eq!(grant, wanted);
         // A second time from the same file is a step back in time.
-        let ended = crate::guest::journal::record::Record {
+        let ended = Record {
             uuid: asked.uuid,
             name: "one".into(),
             term: 4,

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -90,6 +91,7 @@ fn write_memory(
     cancel: &AtomicBool,
 ) -> Result<(u64, Vec<u8>), SaveFileError> {
     let mut block = Block::new();
+    let mut extents = Extents { ram: content.ram, known: 0..0 };
     let mut table = Vec::new();
     let mut written = 0;
     let mut at = 0;
@@ -98,10 +100,10 @@ fn write_memory(
             return Err(SaveFileError::Cancelled);
         }
         let memory = |source| SaveFileError::Memory { what: "read", source };
-        let Some(data) = next_data(content.ram, at).map_err(memory)? else { break };
-        at = data / BLOCK * BLOCK;
+        let Some(data) = extents.from(at).map_err(memory)? else { break };
+        at = data.start.max(at) / BLOCK * BLOCK;
         let length = (content.ram_bytes - at).min(BLOCK);
-        let packed = block.read(content.ram, at, length).map_err(memory)?;
+        let packed = block.read(&mut extents, at, length).map_err(memory)?;
         if !packed.is_empty() {
             file.write_all_at(packed, memory_offset + written)
                 .map_err(|source| SaveFileError::Io { what: "written", source })?;
@@ -122,6 +124,25 @@ fn index(offset: u64) -> Result<u32, SaveFileError> {
         what: "read",
         source: io::ErrorKind::FileTooLarge.into(),
     })
+}
+
+/// The parts of the RAM file that are not holes. The kernel finds the end of one by walking its
+/// pages, so each is asked for once and kept while blocks inside it are read.
+struct Extents<'a> {
+    ram: &'a File,
+    known: Range<u64>,
+}
+
+impl Extents<'_> {
+    /// The data that contains `from`, or else the first behind it; `None` if only a hole follows.
+    /// `from` must not go back.
+    fn from(&mut self, from: u64) -> io::Result<Option<Range<u64>>> {
+        if !self.known.contains(&from) {
+            let Some(start) = next_data(self.ram, from)? else { return Ok(None) };
+            self.known = start..next_hole(self.ram, start)?;
+        }
+        Ok(Some(self.known.clone()))
+    }
 }
 
 /// Where data begins at or after `from`; `None` if only holes follow.
@@ -154,19 +175,17 @@ impl Block {
 
     /// The non-zero pages among the `length` bytes of `ram` at `start`, packed; the bitmap says
     /// which they are. Holes are not read.
-    fn read(&mut self, ram: &File, start: u64, length: u64) -> io::Result<&[u8]> {
+    fn read(&mut self, extents: &mut Extents<'_>, start: u64, length: u64) -> io::Result<&[u8]> {
         self.bitmap = [0; 32];
         let mut packed = 0;
         let end = start + length;
         let mut at = start;
-        while let Some(data) = next_data(ram, at)?.filter(|d| *d < end) {
+        while at < end {
+            let Some(data) = extents.from(at)?.filter(|d| d.start < end) else { break };
             // Pages are what the kernel allocates; rounding only guards against other kernels.
-            let from = data / PAGE * PAGE;
-            at = next_hole(ram, data)?.next_multiple_of(PAGE).clamp(from + PAGE, end);
-            packed = self.pack(ram, start, from..at, packed)?;
-            if at >= end {
-                break;
-            }
+            let from = data.start.max(at) / PAGE * PAGE;
+            at = data.end.next_multiple_of(PAGE).clamp(from + PAGE, end);
+            packed = self.pack(extents.ram, start, from..at, packed)?;
         }
         Ok(self.buffer.get(..packed).unwrap_or_default())
     }
@@ -176,7 +195,7 @@ impl Block {
         &mut self,
         ram: &File,
         start: u64,
-        range: std::ops::Range<u64>,
+        range: Range<u64>,
         mut packed: usize,
     ) -> io::Result<usize> {
         let page = usize::try_from(PAGE).unwrap_or_default();
