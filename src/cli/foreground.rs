@@ -29,6 +29,8 @@ use crate::show::live;
 
 /// How long a scribbler may take to verify its memory.
 const VERIFY_DEADLINE: Duration = Duration::from_mins(2);
+/// How long it may take to fill its memory; its `--duration` counts from there.
+const FILL_DEADLINE: Duration = Duration::from_mins(5);
 /// The key that makes a scribbler verify all of its memory.
 const VERIFY_KEY: u8 = b'v';
 
@@ -188,7 +190,8 @@ async fn watch(
     let mut gone = wait_in_thread(child);
     let mut keys = plan.interactive.then(read_keys);
     let mut asked_to_end = signals().map_err(lost)?;
-    let mut deadline = plan.duration.map(|d| Instant::now() + d);
+    let filling = if plan.scribbler.is_some() { FILL_DEADLINE } else { Duration::ZERO };
+    let mut deadline = plan.duration.map(|d| Instant::now() + filling + d);
     let mut wait_until = plan.wait_for.as_ref().map(|w| Instant::now() + w.within);
     let (mut phase, mut watched) = (Phase::Running, Watched::default());
     let mut stop: Option<Stop<'_>> = None;
@@ -206,6 +209,9 @@ async fn watch(
                 end = screen.show(buffer.get(..n).unwrap_or_default(), &mut watched).is_err();
                 end |= phase == Phase::Verifying && watched.verified.is_some();
                 wait_until = wait_until.filter(|_| !screen.found);
+                if std::mem::take(&mut screen.filled) && phase == Phase::Running {
+                    deadline = plan.duration.map(|d| Instant::now() + d);
+                }
             }
             () = at(deadline), if phase != Phase::Stopping => {
                 deadline = None;
@@ -332,6 +338,8 @@ struct Screen {
     /// Understands a scribbler.
     parser: Option<Parser>,
     before: Status,
+    /// The scribbler has just said that its memory is filled.
+    filled: bool,
     /// Text to look for, and the end of what was seen so far.
     wanted: Option<Vec<u8>>,
     tail: Vec<u8>,
@@ -344,6 +352,7 @@ impl Screen {
             out,
             parser: scribbler.map(Parser::new),
             before: Status::default(),
+            filled: false,
             wanted: wait_for.map(|w| w.text.clone().into_bytes()),
             tail: Vec::new(),
             found: false,
@@ -368,6 +377,7 @@ impl Screen {
                 writeln!(stdout, "{line}")?;
             }
             match event {
+                Event::Ready(_) => self.filled = true,
                 Event::Status(status) => self.before = status,
                 Event::VerifyOk(_) => watched.verified = Some((true, String::new())),
                 Event::VerifyBad(sweep) => watched.verified = Some((false, live::bad(&sweep))),
@@ -473,7 +483,9 @@ mod tests {
     #[test]
     fn when_the_time_is_over_a_scribbler_verifies_and_is_stopped() {
         let plan = Plan { duration: Some(Duration::from_millis(50)), ..plan() };
-        let seen = watched(&plan, "\nVERIFY BAD pages=1 errors=1 sweep=1\n", false).unwrap();
+        let says = "\nSCRIBBLER-READY cpus=1 pages=1 ws=1 kvmclock=1 fill_ms=1\n\
+                    \nVERIFY BAD pages=1 errors=1 sweep=1\n";
+        let seen = watched(&plan, says, false).unwrap();
         assert_eq!(seen.verified, Some((true, String::new())), "the later verdict");
         assert!(!seen.interrupted && !seen.verify_missing);
     }
