@@ -52,6 +52,7 @@ pub fn machine(error: &MachineError) -> Failure {
         MachineError::State(e) => return state(e),
         MachineError::Ram(_) => ErrorCode::NoMemory,
         MachineError::Boot(_) => ErrorCode::BadKernel,
+        MachineError::Cpu(_) => ErrorCode::CpuMismatch,
         MachineError::Template(_) | MachineError::TooManyVcpus { .. } => ErrorCode::BadDefinition,
         MachineError::Device { device, .. } if device.starts_with("disk") => ErrorCode::BadDisk,
         MachineError::Device { device, .. } if device.starts_with("network") => ErrorCode::BadNet,

@@ -42,6 +42,8 @@ pub enum ErrorCode {
     BadStateFile,
     /// A state file is of a version that this program does not read.
     StateVersion,
+    /// This host's CPU lacks what the guest was promised.
+    CpuMismatch,
     /// There is no such guest.
     NotFound,
     /// The guest process does not answer.

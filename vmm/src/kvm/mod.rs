@@ -109,8 +109,6 @@ pub struct Capabilities {
     pub tsc_control: bool,
     /// The LAPIC timer has TSC-deadline mode.
     pub tsc_deadline: bool,
-    /// vCPUs have an attribute for the TSC offset.
-    pub tsc_offset: bool,
     /// Most vCPUs of a machine.
     pub max_vcpus: u32,
 }
@@ -193,7 +191,6 @@ impl Capabilities {
             xsave_bytes,
             tsc_control: check(KVM_CAP_TSC_CONTROL) > 0,
             tsc_deadline: check(KVM_CAP_TSC_DEADLINE_TIMER) > 0,
-            tsc_offset: true,
             max_vcpus: value(KVM_CAP_MAX_VCPUS).max(1),
         })
     }

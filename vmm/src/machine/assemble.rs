@@ -26,7 +26,7 @@ use crate::state::v1::{CpuidEntry, MachineState, MsrEntry, VcpuState};
 use crate::vcpu::regs::{self, Abilities};
 use crate::vcpu::template::{self, Platform, Template};
 use crate::vcpu::thread::VcpuParts;
-use crate::vcpu::{Buses, VcpuError, VcpuThread, kick, msrs};
+use crate::vcpu::{Buses, VcpuError, VcpuThread, compat, kick, msrs};
 
 /// `IA32_MTRR_DEF_TYPE`: MTRRs on, memory is write-back, as firmware leaves it.
 const MTRR_DEF_TYPE: MsrEntry = MsrEntry { index: 0x2FF, value: 1 << 11 | 6 };
@@ -111,6 +111,7 @@ impl<'a> Builder<'a> {
         fill: &mut dyn FnMut(&GuestRam) -> io::Result<()>,
     ) -> Result<(Paused, ClockReport), MachineError> {
         self.check_shape(state)?;
+        self.check_cpu(state)?;
         fill(self.vm.ram()).map_err(MachineError::Fill)?;
         restore_irqchips(&self.vm, &state.irqchips)?;
         restore_pit(&self.vm, &state.pit)?;
@@ -129,6 +130,13 @@ impl<'a> Builder<'a> {
         )?;
         let paused = makers.finish(devices, self.parts.config, &self.parts.events)?;
         Ok((paused, report))
+    }
+
+    /// Before anything is filled in: a CPU that lacks what the guest was promised.
+    fn check_cpu(&self, state: &MachineState) -> Result<(), MachineError> {
+        let Some(first) = state.vcpus.first() else { return Ok(()) };
+        let supported = supported_cpuid(self.kvm)?;
+        compat::lack(&first.cpuid, &supported).map_or(Ok(()), |lack| Err(MachineError::Cpu(lack)))
     }
 
     fn check_shape(&self, state: &MachineState) -> Result<(), MachineError> {
@@ -193,12 +201,7 @@ impl<'a> Makers<'a> {
 
     /// CPUID and start registers of a machine that boots.
     fn start_at(&mut self, template: &Template, entry: &Entry) -> Result<(), MachineError> {
-        let supported = self
-            .kvm
-            .fd()
-            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-            .map_err(KvmError::call("KVM_GET_SUPPORTED_CPUID"))?;
-        let supported = regs::cpuid_entries(&supported);
+        let supported = supported_cpuid(self.kvm)?;
         for (index, (fd, cpuid)) in (0u32..).zip(&mut self.made) {
             let khz =
                 fd.get_tsc_khz().map_err(|e| vcpu(index)(VcpuError::call("KVM_GET_TSC_KHZ")(e)))?;
@@ -277,6 +280,15 @@ impl<'a> Makers<'a> {
         };
         Ok(Paused { machine: Box::new(machine), stop: StopTimes::default() })
     }
+}
+
+/// What KVM can show a guest on this host.
+fn supported_cpuid(kvm: &Kvm) -> Result<Vec<CpuidEntry>, MachineError> {
+    let supported = kvm
+        .fd()
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(KvmError::call("KVM_GET_SUPPORTED_CPUID"))?;
+    Ok(regs::cpuid_entries(&supported))
 }
 
 /// What firmware would have left behind; the boot CPU at its entry point, the others waiting for

@@ -33,6 +33,7 @@ use crate::memory::ram::RamError;
 use crate::memory::ring::RingSet;
 use crate::state::StateError;
 use crate::state::v1::{MachineState, Shape};
+use crate::vcpu::compat::Lack;
 use crate::vcpu::{VcpuError, VcpuThread};
 
 /// Why a machine could not be made, saved, restored or resumed.
@@ -79,6 +80,9 @@ pub enum MachineError {
         /// Here.
         here: String,
     },
+    /// This host cannot show the guest the CPU that it knows.
+    #[error("{0}")]
+    Cpu(Lack),
     /// The CPU template is unknown.
     #[error("there is no CPU template called '{0}': choose one of host, x86-64-v3, x86-64-v2")]
     Template(String),

@@ -1,5 +1,6 @@
 //! vCPUs: what the guest sees of its CPU, the registers to and from saved state, the thread.
 
+pub mod compat;
 pub mod kick;
 pub mod msrs;
 pub mod regs;

@@ -5,7 +5,7 @@
 
 use kvm_bindings::{
     CpuId, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_sregs,
-    kvm_vcpu_events, kvm_xcrs,
+    kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::VcpuFd;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -142,14 +142,8 @@ pub fn restore_before_clock(
     vcpu.set_regs(&regs).map_err(VcpuError::call("KVM_SET_REGS"))?;
     let sregs: kvm_sregs = parse("sregs", &state.sregs)?;
     vcpu.set_sregs(&sregs).map_err(VcpuError::call("KVM_SET_SREGS"))?;
-    if state.xsave.len() != abilities.xsave_bytes {
-        return Err(VcpuError::Field {
-            field: "xsave",
-            found: state.xsave.len(),
-            wanted: abilities.xsave_bytes,
-        });
-    }
-    ioctls::set_xsave(vcpu, &state.xsave, abilities.xsave_bytes)
+    let xsave = fit_xsave(&state.xsave, abilities.xsave_bytes)?;
+    ioctls::set_xsave(vcpu, &xsave, abilities.xsave_bytes)
         .map_err(|source| VcpuError::Call { call: "KVM_SET_XSAVE", source })?;
     let xcrs: kvm_xcrs = parse("xcrs", &state.xcrs)?;
     if xcrs.nr_xcrs as usize > xcrs.xcrs.len() {
@@ -158,6 +152,19 @@ pub fn restore_before_clock(
     vcpu.set_xcrs(&xcrs).map_err(VcpuError::call("KVM_SET_XCRS"))?;
     let debugregs: kvm_debugregs = parse("debugregs", &state.debugregs)?;
     vcpu.set_debug_regs(&debugregs).map_err(VcpuError::call("KVM_SET_DEBUGREGS"))
+}
+
+/// The extended state in this host's size. The size depends on what the host's CPU has, not on
+/// what the guest uses: what is cut off must be empty.
+fn fit_xsave(saved: &[u8], wanted: usize) -> Result<Vec<u8>, VcpuError> {
+    let misfit = VcpuError::Field { field: "xsave", found: saved.len(), wanted };
+    let cut = saved.get(wanted..).unwrap_or_default();
+    if saved.len() < size_of::<kvm_xsave>() || cut.iter().any(|b| *b != 0) {
+        return Err(misfit);
+    }
+    let mut fitted = saved.to_vec();
+    fitted.resize(wanted, 0);
+    Ok(fitted)
 }
 
 /// Second half: what depends on guest time. `offset` is guest TSC minus host TSC.
