@@ -95,7 +95,7 @@ impl OpenMachine for VmmHost {
             listener: Some(dir.bind(&paths.console())?),
             log: Some(log_files(paths)?),
             stdio: false,
-            file: console.map(File::from),
+            file: console_output(definition, console)?,
         };
         Ok(Opened {
             definition: definition.clone(),
@@ -220,6 +220,21 @@ fn disk(definition: &DiskDefinition) -> Result<OpenDisk, Failure> {
 
 fn open_read(what: &str, path: impl AsRef<Path>) -> Result<File, Failure> {
     File::open(&path).map_err(|e| failure::file(what, path.as_ref(), &e))
+}
+
+/// Where serial output goes beside socket and log: a passed descriptor, or a file that grows.
+fn console_output(
+    definition: &GuestDefinition,
+    passed: Option<OwnedFd>,
+) -> Result<Option<File>, Failure> {
+    if let Some(passed) = passed {
+        return Ok(Some(File::from(passed)));
+    }
+    let open = |path: &PathBuf| {
+        let options = OpenOptions::new().append(true).create(true).mode(0o600).clone();
+        options.open(path).map_err(|e| failure::file("the console's file", path, &e))
+    };
+    definition.console_file.as_ref().map(open).transpose()
 }
 
 fn log_files(paths: &GuestPaths) -> Result<LogFiles, Failure> {

@@ -190,6 +190,7 @@ mod tests {
                 virtio_console: false,
                 rng: false,
                 vsock_cid: None,
+                console_file: None,
                 on_crash: OnCrash::Stop,
                 on_host_stop: OnHostStop::Shutdown,
             },

@@ -191,6 +191,9 @@ pub struct RunArgs {
     /// A virtio socket with this context id (3 or more)
     #[arg(long, value_name = "CID", help_heading = "Devices")]
     pub vsock_cid: Option<u32>,
+    /// Append the serial console's output to this file as well
+    #[arg(long, value_name = "FILE", help_heading = "Devices")]
+    pub console_file: Option<PathBuf>,
     /// Stay in the foreground, show the console, end the guest with this command
     #[arg(long)]
     pub rm: bool,

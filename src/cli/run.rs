@@ -73,6 +73,7 @@ fn flags(args: RunArgs, here: &Path) -> GuestFile {
         nets: args.nets,
         virtio_console: args.virtio_console.then_some(true),
         vsock_cid: args.vsock_cid,
+        console_file: args.console_file,
         ..GuestFile::default()
     };
     flags.rebase(here);

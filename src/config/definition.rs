@@ -45,6 +45,9 @@ pub struct GuestDefinition {
     pub rng: bool,
     /// Context id of a virtio socket.
     pub vsock_cid: Option<u32>,
+    /// A file that serial output is appended to, absolute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub console_file: Option<PathBuf>,
     /// What happens after a crash.
     pub on_crash: OnCrash,
     /// What SIGTERM to the guest process does.

@@ -69,6 +69,8 @@ pub struct GuestFile {
     pub rng: Option<bool>,
     /// Context id of a virtio socket.
     pub vsock_cid: Option<u32>,
+    /// A file that serial output is appended to.
+    pub console_file: Option<PathBuf>,
     /// What happens after a crash.
     pub on_crash: Option<OnCrash>,
     /// What SIGTERM does.
@@ -166,7 +168,8 @@ impl GuestFile {
     /// Makes relative paths absolute, from `base`, which is absolute.
     pub fn rebase(&mut self, base: &Path) {
         let disks = self.disks.iter_mut().map(|d| &mut d.path);
-        for path in self.kernel.iter_mut().chain(&mut self.initrd).chain(disks) {
+        let single = [&mut self.kernel, &mut self.initrd, &mut self.console_file];
+        for path in single.into_iter().flatten().chain(disks) {
             *path = base.join(&*path);
         }
     }
@@ -201,6 +204,7 @@ impl GuestFile {
             virtio_console: over.virtio_console.or(self.virtio_console),
             rng: over.rng.or(self.rng),
             vsock_cid: over.vsock_cid.or(self.vsock_cid),
+            console_file: over.console_file.or(self.console_file),
             on_crash: over.on_crash.or(self.on_crash),
             on_host_stop: over.on_host_stop.or(self.on_host_stop),
         }
@@ -249,6 +253,7 @@ impl GuestFile {
             virtio_console: self.virtio_console.unwrap_or(false),
             rng: self.rng.unwrap_or(!builtin),
             vsock_cid: self.vsock_cid,
+            console_file: self.console_file,
             on_crash: self.on_crash.unwrap_or_default(),
             on_host_stop: self.on_host_stop.unwrap_or_default(),
         })
@@ -381,6 +386,7 @@ mod tests {
             rng = false
             virtio_console = true
             vsock_cid = 5
+            console_file = "serial.log"
             on_crash = "restart"
             on_host_stop = "save"
             [[disk]]
@@ -408,6 +414,7 @@ mod tests {
             ],
             "nets": [{"tap": "tap0", "mac": [0x52, 0x54, 0, 0x12, 0x34, 0x56], "mtu": 9000}],
             "virtio_console": true, "rng": false, "vsock_cid": 5,
+            "console_file": "/base/serial.log",
             "on_crash": "restart", "on_host_stop": "save"
         });
         assert_eq!(json, golden);

@@ -22,6 +22,7 @@ pub fn definition(name: &str) -> GuestDefinition {
         virtio_console: false,
         rng: false,
         vsock_cid: None,
+        console_file: None,
         on_crash: OnCrash::Stop,
         on_host_stop: OnHostStop::Shutdown,
     }

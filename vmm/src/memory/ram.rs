@@ -153,3 +153,48 @@ impl GuestRam {
         self.ranges.iter().map(|r| r.len).sum()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use vm_memory::GuestMemoryBackend;
+
+    use super::*;
+    use crate::memory::layout::{HOLE_END, HOLE_START};
+
+    fn ram(bytes: u64) -> GuestRam {
+        GuestRam::new(&MemoryConfig::new(bytes, false).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn memory_that_nobody_touched_is_not_allocated() {
+        let ram = ram(8 << 30);
+        assert_eq!(ram.file().metadata().unwrap().blocks(), 0);
+        ram.write_at(5 << 30, &[1]).unwrap();
+        assert_eq!(ram.file().metadata().unwrap().blocks() * 512, 4096);
+    }
+
+    #[test]
+    fn the_hole_is_no_memory_and_offsets_go_around_it() {
+        let ram = ram(4 << 30);
+        let there = |gpa| ram.mem().address_in_range(GuestAddress(gpa));
+        assert!(there(0) && there(HOLE_START - 1) && there(HOLE_END));
+        assert!(!there(HOLE_START) && !there(HOLE_END - 1) && !there(HOLE_END + (1 << 30)));
+        // Across the end of low RAM.
+        ram.write_at(HOLE_START - 2, &[1, 2, 3, 4]).unwrap();
+        let byte = |gpa| ram.mem().read_obj::<u8>(GuestAddress(gpa)).unwrap();
+        assert_eq!([byte(HOLE_START - 2), byte(HOLE_START - 1)], [1, 2]);
+        assert_eq!([byte(HOLE_END), byte(HOLE_END + 1)], [3, 4]);
+        assert_ne!(ram.own_writes()[1].peek(0), 0, "the write is tracked in its range");
+        assert!(ram.write_at(4 << 30, &[1]).is_err());
+        assert!(ram.write_at((4 << 30) - 1, &[1, 2]).is_err());
+    }
+
+    #[test]
+    fn huge_pages_that_are_not_there_are_refused_at_once() {
+        let config = MemoryConfig::new(1 << 40, true).unwrap();
+        let error = GuestRam::new(&config).unwrap_err().to_string();
+        assert!(error.contains("nr_hugepages"), "{error}");
+    }
+}
