@@ -47,6 +47,15 @@ pub struct Plan {
     pub wait_for: Option<WaitFor>,
 }
 
+impl Plan {
+    /// When the guest's time is over; a scribbler's begins when its memory is filled.
+    fn end(&self, filled: bool) -> Option<Instant> {
+        let wait = self.scribbler.is_some() && !filled;
+        let extra = if wait { FILL_DEADLINE } else { Duration::ZERO };
+        self.duration.map(|d| Instant::now() + extra + d)
+    }
+}
+
 /// The last document of `run --rm --json`.
 #[derive(Debug, Serialize)]
 struct Outcome<'a> {
@@ -190,8 +199,7 @@ async fn watch(
     let mut gone = wait_in_thread(child);
     let mut keys = plan.interactive.then(read_keys);
     let mut asked_to_end = signals().map_err(lost)?;
-    let filling = if plan.scribbler.is_some() { FILL_DEADLINE } else { Duration::ZERO };
-    let mut deadline = plan.duration.map(|d| Instant::now() + filling + d);
+    let mut deadline = plan.end(false);
     let mut wait_until = plan.wait_for.as_ref().map(|w| Instant::now() + w.within);
     let (mut phase, mut watched) = (Phase::Running, Watched::default());
     let mut stop: Option<Stop<'_>> = None;
@@ -209,9 +217,8 @@ async fn watch(
                 end = screen.show(buffer.get(..n).unwrap_or_default(), &mut watched).is_err();
                 end |= phase == Phase::Verifying && watched.verified.is_some();
                 wait_until = wait_until.filter(|_| !screen.found);
-                if std::mem::take(&mut screen.filled) && phase == Phase::Running {
-                    deadline = plan.duration.map(|d| Instant::now() + d);
-                }
+                let filled = std::mem::take(&mut screen.filled) && phase == Phase::Running;
+                deadline = if filled { plan.end(true) } else { deadline };
             }
             () = at(deadline), if phase != Phase::Stopping => {
                 deadline = None;
