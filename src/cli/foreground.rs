@@ -235,12 +235,7 @@ async fn watch(
                 watched.text_missing = plan.wait_for.as_ref().map(|w| w.text.clone());
                 end = true;
             }
-            Some(bytes) = next_keys(&mut keys) => {
-                match bytes.iter().position(|b| *b == ESCAPE) {
-                    Some(_) => end = true,
-                    None => press(&mut to_guest, &bytes).await,
-                }
-            }
+            Some(bytes) = next_keys(&mut keys) => end = typed(&mut to_guest, &bytes).await,
             Some(()) = asked_to_end.recv() => {
                 watched.interrupted = true;
                 if phase == Phase::Stopping {
@@ -294,6 +289,15 @@ async fn next_keys(keys: &mut Option<mpsc::Receiver<Vec<u8>>>) -> Option<Vec<u8>
         Some(keys) => keys.recv().await,
         None => std::future::pending().await,
     }
+}
+
+/// Passes keys on; `true` if the one that ends the guest is among them.
+async fn typed(to_guest: &mut OwnedWriteHalf, keys: &[u8]) -> bool {
+    let end = keys.contains(&ESCAPE);
+    if !end {
+        press(to_guest, keys).await;
+    }
+    end
 }
 
 async fn press(to_guest: &mut OwnedWriteHalf, keys: &[u8]) {
