@@ -47,7 +47,7 @@ impl Namespace {
 
     /// Runs the command as nobody, in these groups.
     #[must_use]
-    pub fn as_nobody(mut self, groups: &[u32]) -> Self {
+    pub fn for_nobody(mut self, groups: &[u32]) -> Self {
         self.user = Some(groups.to_vec());
         self
     }
