@@ -3,10 +3,11 @@
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::{Child, Command};
 
 use serde_json::{Value, json};
 
-use crate::support::{Home, Namespace, Ran, kvm, names_in};
+use crate::support::{Home, Namespace, Ran, kvm, names_in, pid_of};
 
 /// `run` of a scribbler with more words; it must be refused.
 #[track_caller]
@@ -257,6 +258,64 @@ fn a_tap_that_is_missing_or_taken() {
         &["a-name-that-is-too-long"],
     );
     usage(&Home::new(), &["run", "--net", "tap=x,mac=1:2"], "'1:2' is not a MAC address");
+}
+
+/// A command in the network of process `pid`.
+fn in_network_of(pid: i32, words: &[&str]) -> Command {
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net=/proc/{pid}/ns/net")).args(words);
+    command
+}
+
+/// A process that ends with the test.
+struct Keeper(Child);
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_tap_has_one_guest_and_is_free_after_it() {
+    if !kvm() {
+        return;
+    }
+    let Some(namespace) = Namespace::new() else { return };
+    let home = Home::new();
+    let tap = ["--guest", "scribbler:ws=4M", "--memory", "32M", "--net", "tap=t0"];
+    let first = namespace.with_tap("t0").json(&home, &[&["run", "a"], &tap[..]].concat()).done();
+    let there = |words: &[&str]| {
+        let migrate = [&[env!("CARGO_BIN_EXE_migrate"), "--json"], words].concat();
+        crate::support::run(home.surround(&mut in_network_of(pid_of(&first), &migrate)))
+    };
+    there(&[&["run", "b"], &tap[..]].concat()).refused("bad-net", &["t0"]);
+    assert_eq!(names_in(&home.dirs().guests()), ["a"]);
+    // Something that stays in that network while the guest is away.
+    let keeper = Keeper(in_network_of(pid_of(&first), &["sleep", "1000"]).spawn().unwrap());
+    let keeper_pid = i32::try_from(keeper.0.id()).unwrap();
+    crate::support::eventually("a process in the network", || {
+        let of = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+        (of(keeper_pid) == of(pid_of(&first))).then_some(())
+    });
+    let there = |words: &[&str]| {
+        let migrate = [&[env!("CARGO_BIN_EXE_migrate"), "--json"], words].concat();
+        crate::support::run(home.surround(&mut in_network_of(keeper_pid, &migrate)))
+    };
+    let file = home.file_text("a.save");
+    home.done(&["save", "a", "--to", &file]);
+    // Where there is no such tap it cannot continue.
+    home.json(&["load", &file]).refused("bad-net", &["t0"]);
+    home.assert_no_guest();
+    let loaded = there(&["load", &file]);
+    let clone = there(&["load", &file, "--as", "c"]);
+    home.console("a").verify_clean(1024);
+    home.done(&["stop", "a"]);
+    let mac = |info: &Value| info["definition"]["nets"][0]["mac"].clone();
+    assert_eq!(mac(&loaded.done()), mac(&first));
+    clone.refused("bad-net", &["t0"]);
+    home.assert_no_guest();
 }
 
 fn run_scribbler(namespace: &Namespace, home: &Home) -> Ran {

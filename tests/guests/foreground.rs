@@ -76,7 +76,7 @@ fn a_guest_with_a_wrong_page_fails_the_command() {
     let guest = ["--rm", "--guest", "scribbler:ws=4M,rate=1,poison=700", "--memory", "32M"];
     let run = home.text(&[&["run", "a", "--duration", "1s"], &guest[..]].concat());
     assert_eq!(run.code, Some(1), "{run:?}");
-    assert!(run.stderr.contains("memory wrong"), "{run:?}");
+    assert!(run.stderr.contains("Memory is wrong"), "{run:?}");
     home.assert_no_guest();
 }
 

@@ -220,6 +220,37 @@ fn a_persistent_guest_keeps_its_identity() {
 }
 
 #[test]
+fn a_guest_with_every_kind_of_device_continues() {
+    if !kvm() {
+        return;
+    }
+    let home = Home::new();
+    let disk = home.file("disk");
+    fs::File::create(&disk).unwrap().set_len(1 << 20).unwrap();
+    let toml = home.file_text("a.toml");
+    let text = "guest = 'scribbler:ws=4M'\nmemory = '32M'\nrng = true\nvsock_cid = 7\n\
+                virtio_console = true\n[[disk]]\npath = 'disk'\n";
+    fs::write(&toml, text).unwrap();
+    for acpi in [&["--no-acpi"][..], &[]] {
+        let run = home.done(&[&["run", "a", "--file", &toml], acpi].concat());
+        assert_eq!(run["definition"]["disks"][0]["path"], json!(disk));
+        let paths = home.dirs().guest("a");
+        assert!(paths.vsock().exists() && paths.hvc().exists());
+        home.console("a").verify_clean(1024);
+        let file = home.file_text("a.save");
+        home.done(&["save", "a", "--to", &file]);
+        home.assert_no_guest();
+        let loaded = home.done(&["load", &file]);
+        assert_eq!(loaded["definition"], run["definition"]);
+        assert!(paths.vsock().exists() && paths.hvc().exists());
+        home.console("a").verify_clean(1024);
+        home.done(&["stop", "a", "--kill"]);
+        home.assert_no_guest();
+        fs::remove_file(&file).unwrap();
+    }
+}
+
+#[test]
 fn the_api_is_http_on_a_socket() {
     if !kvm() {
         return;

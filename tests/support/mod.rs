@@ -175,8 +175,8 @@ impl Home {
     }
 
     /// Sets the environment of a command.
-    pub fn surround(&self, command: &mut Command) {
-        command.env("MIGRATE_HOME", self.path()).env_remove("MIGRATE_LOG").env("NO_COLOR", "1");
+    pub fn surround<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        command.env("MIGRATE_HOME", self.path()).env_remove("MIGRATE_LOG").env("NO_COLOR", "1")
     }
 
     /// Runs `migrate` with these words, and with `--json`.

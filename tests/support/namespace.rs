@@ -13,6 +13,8 @@ pub const NOBODY: u32 = 65534;
 /// `$MIGRATE_HOME`.
 #[derive(Clone, Debug, Default)]
 pub struct Namespace {
+    /// Also a network of its own.
+    network: bool,
     setup: Vec<String>,
     user: Option<Vec<u32>>,
 }
@@ -45,6 +47,13 @@ impl Namespace {
             .with("mount --bind \"$node\" /dev/kvm; rm \"$node\"")
     }
 
+    /// Makes a network of its own, with this tap.
+    #[must_use]
+    pub fn with_tap(mut self, name: &str) -> Self {
+        self.network = true;
+        self.with(&format!("ip tuntap add {name} mode tap; ip link set {name} up"))
+    }
+
     /// Runs the command as nobody, in these groups.
     #[must_use]
     pub fn for_nobody(mut self, groups: &[u32]) -> Self {
@@ -56,7 +65,9 @@ impl Namespace {
     pub fn command<S: AsRef<OsStr>>(&self, home: &Home, program: S, words: &[&str]) -> Command {
         let script = format!("set -eu\n{}\nexec \"$@\"\n", self.setup.join("\n"));
         let mut command = Command::new("unshare");
-        command.args(["--mount", "--propagation", "private", "sh", "-c", &script, "sh"]);
+        command.args(["--mount", "--propagation", "private"]);
+        command.args(self.network.then_some("--net"));
+        command.args(["sh", "-c", &script, "sh"]);
         if let Some(groups) = &self.user {
             command.args(["setpriv", &format!("--reuid={NOBODY}"), &format!("--regid={NOBODY}")]);
             let groups: Vec<String> = groups.iter().map(u32::to_string).collect();
