@@ -7,6 +7,7 @@ mod support;
 mod bad_disks;
 mod bad_input;
 mod containment;
+mod cut_saves;
 mod damaged;
 mod foreground;
 mod leftovers;

@@ -231,7 +231,7 @@ impl Home {
             let held = descriptors(pid);
             let costly = |path: &PathBuf| {
                 let text = path.to_string_lossy();
-                ["guest-ram", "kvm", "/files/", "/lock", "/journal/", "tun"]
+                ["guest-ram", "kvm", "/files/disk", "/lock", "/journal/", "tun"]
                     .iter()
                     .any(|w| text.contains(w))
             };
