@@ -1,6 +1,6 @@
 //! The `migrate` command. Everything is in the library; here the process is set up.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use migrate::host::spawn;
@@ -25,6 +25,7 @@ fn log_to_stderr() {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
         .with_target(false)
+        .log_internal_errors(false)
         .init();
 }
 
@@ -33,7 +34,9 @@ fn report_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
         let what = panic.payload_as_str().unwrap_or("no message");
-        eprintln!(
+        // Not with eprintln!, which would panic in here if nobody can be told.
+        let _ = writeln!(
+            std::io::stderr(),
             "migrate: a defect in this program ({what}, at {place})\n  \
              next:  see what your guests do: migrate ls; then report this line"
         );

@@ -31,13 +31,17 @@ pub fn kvm(error: &KvmError) -> Failure {
     Failure::new(code, error.to_string(), remedy)
 }
 
-/// A disk cannot be used.
-pub fn disk(error: &DiskOpenError) -> Failure {
+/// The disk at `path` cannot be used.
+pub fn disk(path: &std::path::Path, error: &DiskOpenError) -> Failure {
+    let text = error.to_string();
+    // What is found in an open file is told without its name.
+    let shown = path.display().to_string();
+    let text = if text.contains(&shown) { text } else { format!("disk {shown}: {text}") };
     let code = match error {
         DiskOpenError::Locked(_) => ErrorCode::DiskLocked,
         _ => ErrorCode::BadDisk,
     };
-    Failure::new(code, error.to_string(), SEE_MESSAGE)
+    Failure::new(code, text, SEE_MESSAGE)
 }
 
 /// A network interface cannot be used.

@@ -213,8 +213,8 @@ fn built_in(spec: &str, definition: &GuestDefinition) -> Result<(KernelImage, St
 
 fn disk(definition: &DiskDefinition) -> Result<OpenDisk, Failure> {
     let direct = definition.cache == Cache::None;
-    let file =
-        open_disk(&definition.path, definition.read_only, direct).map_err(|e| failure::disk(&e))?;
+    let file = open_disk(&definition.path, definition.read_only, direct)
+        .map_err(|e| failure::disk(&definition.path, &e))?;
     Ok(OpenDisk { definition: definition.clone(), file })
 }
 

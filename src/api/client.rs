@@ -2,7 +2,7 @@
 //! Every way in which a call can fail becomes a [`Failure`].
 
 use std::future::Future;
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 use std::time::Duration;
 
@@ -135,7 +135,10 @@ impl GuestClient {
                 tokio::select! {
                     result = &mut call => break result,
                     Ok(()) = tokio::signal::ctrl_c() => {
-                        eprintln!("A save cannot be interrupted; waiting for its outcome.");
+                        let _ = writeln!(
+                            io::stderr(),
+                            "A save cannot be interrupted; waiting for its outcome."
+                        );
                     }
                 }
             }

@@ -14,6 +14,7 @@ mod template;
 pub mod values;
 
 use std::ffi::OsString;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -69,7 +70,7 @@ fn unparsed(error: &clap::Error, json: bool) -> ExitCode {
     let what = what.trim().trim_end_matches("For more information, try '--help'.").trim();
     let message = what.strip_prefix("error: ").unwrap_or(what);
     let failure = Failure::new(ErrorCode::Usage, message, "see: migrate --help");
-    println!("{}", crate::show::failure::json(&failure));
+    let _ = writeln!(io::stdout(), "{}", crate::show::failure::json(&failure));
     ExitCode::from(ErrorCode::Usage.exit_code())
 }
 

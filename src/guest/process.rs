@@ -75,7 +75,7 @@ type MachinesOf<O> = <<O as OpenMachine>::Opened as OpenedMachine>::Machines;
 /// before anything is opened and any thread started; what the process inherited is closed.
 pub fn process_main(machine: &impl OpenMachine) -> ExitCode {
     if let Err(error) = sys::close_inherited() {
-        eprintln!("migrate: inherited descriptors cannot be closed: {error}");
+        let _ = writeln!(io::stderr(), "migrate: inherited descriptors cannot be closed: {error}");
         return ExitCode::FAILURE;
     }
     sys::one_heap();
@@ -83,7 +83,7 @@ pub fn process_main(machine: &impl OpenMachine) -> ExitCode {
     match Process::begin().map_err(|e| unexpected("the guest process cannot start", &e)) {
         Ok(process) => process.live(machine),
         Err(failure) => {
-            eprintln!("migrate: {failure}");
+            let _ = writeln!(io::stderr(), "migrate: {failure}");
             ExitCode::FAILURE
         }
     }
@@ -95,6 +95,9 @@ fn start_log() {
         .with_env_filter(filter)
         .with_writer(io::stderr)
         .with_ansi(false)
+        // A log that cannot be written, on a full disk for example, must not end a guest. The
+        // default is to tell so on standard error, which is that log: it would panic.
+        .log_internal_errors(false)
         .finish();
     let _ = tracing::subscriber::set_global_default(subscriber);
 }
@@ -157,8 +160,11 @@ impl Process {
         let mut mask = SigSet::empty();
         mask.add(Signal::SIGTERM);
         mask.add(Signal::SIGINT);
-        // Blocked here, before any thread, so blocked everywhere.
-        mask.thread_block()?;
+        // Blocked here, before any thread, so blocked everywhere. A file that grows past the
+        // limit of its size (ulimit -f) is an error of the write, not the end of the guest.
+        let mut blocked = mask;
+        blocked.add(Signal::SIGXFSZ);
+        blocked.thread_block()?;
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
         let signals = SignalFd::with_flags(&mask, flags)?;
         let launch = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);

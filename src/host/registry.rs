@@ -53,10 +53,14 @@ pub struct Listing {
     pub ended: Option<Vec<ExitRecord>>,
 }
 
-fn unreadable(e: &io::Error) -> Failure {
+fn unreadable(dirs: &Dirs, e: &io::Error) -> Failure {
     Failure::new(
         ErrorCode::File,
-        format!("cannot use the instance's directories: {e}"),
+        format!(
+            "cannot use the instance's directories {} and {}: {e}",
+            dirs.run.display(),
+            dirs.state.display()
+        ),
         "check that they are yours: 'migrate help files'",
     )
 }
@@ -69,7 +73,7 @@ pub fn names(dirs: &Dirs) -> Result<Vec<String>, Failure> {
     let entries = match fs::read_dir(dirs.guests()) {
         Ok(entries) => entries,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(unreadable(&e)),
+        Err(e) => return Err(unreadable(dirs, &e)),
     };
     let mut names: Vec<String> = entries
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
@@ -87,7 +91,7 @@ pub fn list(dirs: &Dirs, with_ended: bool) -> Result<Listing, Failure> {
     let clients: Vec<GuestClient> =
         names(dirs)?.into_iter().map(|name| client(dirs, &name)).collect();
     let mut guests = Vec::new();
-    for (client, answer) in ask_all(clients).map_err(|e| unreadable(&e))? {
+    for (client, answer) in ask_all(clients).map_err(|e| unreadable(dirs, &e))? {
         match answer {
             Ok(info) => guests.push(Entry::Known(Box::new(info))),
             Err(error) => guests.extend(silent(dirs, &client, &error)),
@@ -97,7 +101,7 @@ pub fn list(dirs: &Dirs, with_ended: bool) -> Result<Listing, Failure> {
         if let Err(e) = exits::prune(dirs, SystemTime::now()) {
             tracing::warn!("cannot remove old exit records: {e}");
         }
-        Some(exits::read_all(dirs).map_err(|e| unreadable(&e))?)
+        Some(exits::read_all(dirs).map_err(|e| unreadable(dirs, &e))?)
     } else {
         None
     };
@@ -156,14 +160,14 @@ pub fn locate(dirs: &Dirs, name: &str) -> Result<GuestClient, Failure> {
     check_name(name)
         .map_err(|e| Failure::new(ErrorCode::Usage, e, "see the guests there are: migrate ls"))?;
     let client = client(dirs, name);
-    match leftover::life(client.paths()).map_err(|e| unreadable(&e))? {
+    match leftover::life(client.paths()).map_err(|e| unreadable(dirs, &e))? {
         Life::Alive => return Ok(client),
         Life::Dead(claim) => {
-            leftover::clean(dirs, client.paths(), claim).map_err(|e| unreadable(&e))?;
+            leftover::clean(dirs, client.paths(), claim).map_err(|e| unreadable(dirs, &e))?;
         }
         Life::Absent => {}
     }
-    let ended = exits::latest(dirs, name).map_err(|e| unreadable(&e))?;
+    let ended = exits::latest(dirs, name).map_err(|e| unreadable(dirs, &e))?;
     Err(absent(dirs, name, ended.as_ref()))
 }
 
@@ -208,12 +212,13 @@ pub fn wait_gone(
 ) -> Result<Option<ExitRecord>, Failure> {
     let start = Instant::now();
     loop {
-        match leftover::life(client.paths()).map_err(|e| unreadable(&e))? {
+        match leftover::life(client.paths()).map_err(|e| unreadable(dirs, &e))? {
             Life::Absent => {
-                return exits::latest(dirs, client.name()).map_err(|e| unreadable(&e));
+                return exits::latest(dirs, client.name()).map_err(|e| unreadable(dirs, &e));
             }
             Life::Dead(claim) => {
-                return leftover::clean(dirs, client.paths(), claim).map_err(|e| unreadable(&e));
+                return leftover::clean(dirs, client.paths(), claim)
+                    .map_err(|e| unreadable(dirs, &e));
             }
             Life::Alive if start.elapsed() >= limit => {
                 let name = client.name();
