@@ -31,6 +31,9 @@ const ALWAYS: [u32; 11] = [
     0x277, // PAT
     0x1A0, // MISC_ENABLE
 ];
+/// Memory types: variable ranges, fixed ranges, default. KVM's list leaves them out.
+const MTRRS: [std::ops::RangeInclusive<u32>; 5] =
+    [0x200..=0x20F, 0x250..=0x250, 0x258..=0x259, 0x268..=0x26F, 0x2FF..=0x2FF];
 /// Most registers in one call to KVM.
 const BATCH: usize = kvm_bindings::KVM_MAX_MSR_ENTRIES;
 
@@ -38,6 +41,7 @@ const BATCH: usize = kvm_bindings::KVM_MAX_MSR_ENTRIES;
 pub fn saveable(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Vec<u32>, VcpuError> {
     let list = kvm.fd().get_msr_index_list().map_err(VcpuError::call("KVM_GET_MSR_INDEX_LIST"))?;
     let mut wanted: Vec<u32> = list.as_slice().iter().chain(&ALWAYS).copied().collect();
+    wanted.extend(MTRRS.into_iter().flatten());
     wanted.retain(|m| !VMX_CAPABILITIES.contains(m) && !PERFORMANCE.iter().any(|r| r.contains(m)));
     wanted.sort_unstable();
     wanted.dedup();
