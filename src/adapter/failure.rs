@@ -66,6 +66,22 @@ pub fn machine(error: &MachineError) -> Failure {
     Failure::new(code, error.to_string(), SEE_MESSAGE)
 }
 
+/// A saved machine could not be brought back. What KVM or a device refuses then is the state.
+pub fn restore(error: &MachineError) -> Failure {
+    let mut failure = machine(error);
+    let refused_state = matches!(
+        error,
+        MachineError::Vcpu { .. } | MachineError::Platform(_) | MachineError::Device { .. }
+    );
+    if refused_state && failure.0.code == ErrorCode::Unexpected {
+        failure.0.code = ErrorCode::BadStateFile;
+        failure.0.remedy =
+            "load it on a host like the one it was saved on; if it is one, the file is damaged"
+                .into();
+    }
+    failure
+}
+
 /// A saved machine could not be decoded.
 pub fn state(error: &StateError) -> Failure {
     let code = match error {
