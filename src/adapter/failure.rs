@@ -71,7 +71,13 @@ pub fn restore(error: &MachineError) -> Failure {
     let mut failure = machine(error);
     let refused_state = matches!(
         error,
-        MachineError::Vcpu { .. } | MachineError::Platform(_) | MachineError::Device { .. }
+        MachineError::Vcpu { .. }
+            | MachineError::Platform(_)
+            | MachineError::Device { .. }
+            | MachineError::Kvm(KvmError::Call {
+                call: "KVM_SET_IRQCHIP" | "KVM_SET_PIT2" | "KVM_SET_CLOCK",
+                ..
+            })
     );
     if refused_state && failure.0.code == ErrorCode::Unexpected {
         failure.0.code = ErrorCode::BadStateFile;
