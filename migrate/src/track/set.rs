@@ -4,6 +4,8 @@
 //! nothing. It hands out runs from a [`Cursor`] that goes round, so no unit waits for ever behind
 //! others that become dirty again and again. It never knows why a unit is in it.
 
+use std::ops::Range;
+
 use crate::unit::{Layout, Run, UnitIndex};
 
 /// Units in a word.
@@ -184,25 +186,24 @@ impl UnitSet {
         if self.is_empty() {
             return None;
         }
-        let first = self.seek(from, |word| word)?;
+        let first = self.seek(from..self.units, |word| word)?;
         let limit = first.saturating_add(max.max(1)).min(self.units);
-        let end = self.seek(first, |word| !word).unwrap_or(self.units).min(limit);
+        let end = self.seek(first..limit, |word| !word).unwrap_or(limit);
         Run::within(first, end - first, self.units).ok()
     }
 
-    /// The first unit from `from` on whose bit is 1 after `view` of its word.
-    fn seek(&self, from: u64, view: impl Fn(u64) -> u64) -> Option<u64> {
-        if from >= self.units {
+    /// The first unit of `among` whose bit is 1 after `view` of its word. Looks no further.
+    fn seek(&self, among: Range<u64>, view: impl Fn(u64) -> u64) -> Option<u64> {
+        if among.is_empty() {
             return None;
         }
-        let start = from / WORD_UNITS;
-        let words = self.words.get(index(start)..)?;
-        let mut mask = bits(from % WORD_UNITS, WORD_UNITS);
-        for (at, word) in (start..).zip(words) {
+        let words = among.start / WORD_UNITS..among.end.div_ceil(WORD_UNITS);
+        let mut mask = bits(among.start % WORD_UNITS, WORD_UNITS);
+        for (at, word) in words.clone().zip(self.words.get(index(words.start)..)?) {
             let seen = view(*word) & mask;
             if seen != 0 {
                 let unit = at * WORD_UNITS + u64::from(seen.trailing_zeros());
-                return (unit < self.units).then_some(unit);
+                return (unit < among.end).then_some(unit);
             }
             mask = u64::MAX;
         }
