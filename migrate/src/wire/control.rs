@@ -6,7 +6,8 @@
 use super::bounded::{Blob, List, Text};
 use super::bytes::{Reader, crc32, limited};
 use super::field::Field;
-use super::ids::{AttemptId, GuestId, MoveId, SwitchId, Term};
+use super::ids::{AttemptId, GuestId, MoveId, SwitchId};
+use super::switch::{Question, SourceSays, Switch, TargetSays};
 use super::{Version, WireError};
 use crate::codec::Digest;
 use crate::unit::{self, Run, UnitError};
@@ -158,33 +159,6 @@ impl Field for RefuseCode {
     }
 }
 
-/// What S's side says of a switch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Verdict {
-    /// Not decided: wait.
-    Undecided = 0,
-    /// T may run.
-    Ceded = 1,
-    /// T must not run.
-    Withdrawn = 2,
-}
-
-impl Field for Verdict {
-    fn put(&self, out: &mut Vec<u8>) {
-        (*self as u8).put(out);
-    }
-
-    fn take(from: &mut Reader<'_>, what: &'static str) -> Result<Self, WireError> {
-        match from.u8(what)? {
-            0 => Ok(Self::Undecided),
-            1 => Ok(Self::Ceded),
-            2 => Ok(Self::Withdrawn),
-            found => Err(WireError::Unknown { what: "a verdict", found: found.into() }),
-        }
-    }
-}
-
 /// Defines [`Message`] from a table: number, name and fields in their order on the wire.
 macro_rules! messages {
     ($(
@@ -308,29 +282,52 @@ messages! {
         /// What would fail, each with its remedy. Empty: nothing.
         problems: List<Note, MAX_PROBLEMS>,
     }
-    /// S → T: S has recorded `Offered`; T is to record `Receiving` and take the NEXT locks.
+    /// S → T: S has recorded `Offered`. Answered by [`TargetSays::Ready`] or a refusal.
     10 OfferSwitch {
         /// The switch.
-        switch: SwitchId,
-        /// Its term.
-        term: Term,
+        switch: Switch,
     }
-    /// T → S: `Receiving` is recorded.
-    11 Receiving {
+    /// S → T: the last piece. Sending it is the point of doubt.
+    11 LastPiece {
         /// The switch.
-        switch: SwitchId,
-        /// Its term.
-        term: Term,
-    }
-    /// S → T, the last piece: sending it is the point of doubt.
-    12 State {
-        /// The switch.
-        switch: SwitchId,
+        switch: Switch,
+        /// The guest's user had paused it: it arrives paused.
+        paused: bool,
         /// The state of the stopped guest.
         state: State,
     }
-    /// T → S: restored and compared; T could run.
-    13 Prepared {
+    /// S's side → T's: where the switch stands. [`SourceSays::Ceded`] is the commit.
+    12 FromSource {
+        /// The switch.
+        switch: Switch,
+        /// The word.
+        says: SourceSays,
+    }
+    /// S's daemon → T's side: where do you stand? Asked after S's death was proved.
+    13 Probe {
+        /// The switch.
+        switch: Switch,
+        /// To be repeated in the answer.
+        question: Question,
+    }
+    /// T's side → S's: where do you stand?
+    14 Ask {
+        /// The switch.
+        switch: Switch,
+    }
+    /// T's side → S's: where the target stands.
+    15 FromTarget {
+        /// The switch.
+        switch: Switch,
+        /// The word.
+        says: TargetSays,
+        /// The question it answers; 0 for none.
+        question: Question,
+        /// The cause, for people. May be empty.
+        text: Note,
+    }
+    /// T → S, before the word that it is prepared, or that it is not: figures for the report.
+    16 Restored {
         /// The switch.
         switch: SwitchId,
         /// Time that restoring took, in microseconds.
@@ -338,77 +335,37 @@ messages! {
         /// What the regions add up to.
         sums: Sums,
     }
-    /// S → T: S will not run this guest any more; T is to run it.
-    14 Commit {
-        /// The switch.
-        switch: SwitchId,
-        /// Its term.
-        term: Term,
-    }
-    /// T → S: T runs, and `Owner` is recorded.
-    15 Owner {
-        /// The switch.
-        switch: SwitchId,
-        /// Its term.
-        term: Term,
-    }
-    /// S → T: S keeps the guest. Before the point of doubt or with a durable `Withdrawn`.
-    16 Withdraw {
-        /// The switch.
-        switch: SwitchId,
-        /// Why.
-        text: Note,
-    }
-    /// T → S: recorded, T will never run this switch. Also unasked, if it cannot.
-    17 Tombstone {
-        /// The switch.
-        switch: SwitchId,
-        /// Why.
-        text: Note,
-    }
-    /// T → S's side: what became of the switch?
-    18 Ask {
-        /// The switch.
-        switch: SwitchId,
-    }
-    /// S's side → T.
-    19 Answer {
-        /// The switch.
-        switch: SwitchId,
-        /// What became of it.
-        verdict: Verdict,
-    }
     /// Either side: the attempt ends here. Accepted until the point of doubt.
-    20 Cancel {
+    17 Cancel {
         /// Why.
         text: Note,
     }
     /// T → S, now and then: how far T is.
-    21 Progress {
+    18 Progress {
         /// The round T works on.
         round: u32,
         /// Bytes of guest memory written in this attempt.
         bytes: u64,
     }
     /// Either side: answer with the same number.
-    22 Ping {
+    19 Ping {
         /// Any number.
         nonce: u64,
     }
     /// The answer.
-    23 Pong {
+    20 Pong {
         /// The number of the ping.
         nonce: u64,
     }
     /// Either side, when sums differ: the sums of equal parts of a span.
-    24 AskSums {
+    21 AskSums {
         /// The span.
         span: Span,
         /// In how many parts, 1 to [`MAX_DIGESTS`].
         parts: u16,
     }
     /// The answer; the last part may be shorter.
-    25 AnswerSums {
+    22 AnswerSums {
         /// The span.
         span: Span,
         /// Sums of its parts.
@@ -417,7 +374,7 @@ messages! {
 }
 
 const REHEARSE: u16 = 8;
-const STATE: u16 = 12;
+const LAST_PIECE: u16 = 11;
 
 fn unknown_kind(kind: u16) -> WireError {
     WireError::Unknown { what: "a message of kind", found: kind.into() }
@@ -425,7 +382,7 @@ fn unknown_kind(kind: u16) -> WireError {
 
 /// Most bytes of the body of a message of that kind.
 pub(super) fn max_body(kind: u16) -> usize {
-    if matches!(kind, REHEARSE | STATE) { MAX_STATE + 64 } else { MAX_BODY }
+    if matches!(kind, REHEARSE | LAST_PIECE) { MAX_STATE + 128 } else { MAX_BODY }
 }
 
 /// What stands before the body of a control frame.

@@ -3,7 +3,7 @@
 use super::WireError;
 use super::bounded::{Blob, List, Text};
 use super::bytes::{Reader, limited};
-use super::ids::{AttemptId, GuestId, MoveId, SwitchId, Term};
+use super::ids::{AttemptId, GuestId, HostId, MoveId, SwitchId, Term};
 use crate::codec::Digest;
 
 /// A value with a place in a body. Takes at least one byte there, so that a list never has more
@@ -28,6 +28,20 @@ macro_rules! numbers {
 }
 numbers!(u8, u16, u32, u64);
 
+impl Field for bool {
+    fn put(&self, out: &mut Vec<u8>) {
+        out.push(u8::from(*self));
+    }
+
+    fn take(from: &mut Reader<'_>, what: &'static str) -> Result<Self, WireError> {
+        match from.u8(what)? {
+            0 => Ok(false),
+            1 => Ok(true),
+            found => Err(WireError::Unknown { what: "a yes or no", found: found.into() }),
+        }
+    }
+}
+
 impl<const N: usize> Field for [u8; N] {
     fn put(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(self);
@@ -51,7 +65,7 @@ macro_rules! ids {
         }
     )*};
 }
-ids!(GuestId, MoveId, AttemptId, SwitchId);
+ids!(GuestId, MoveId, AttemptId, SwitchId, HostId);
 
 impl Field for Term {
     fn put(&self, out: &mut Vec<u8>) {

@@ -44,6 +44,11 @@ id! {
     SwitchId
 }
 
+id! {
+    /// A host, for life.
+    HostId
+}
+
 /// Grows with every durable offer of a guest. At most one owner exists in a term.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Term(pub u64);

@@ -37,6 +37,8 @@
 //! | text | count of bytes (2), UTF-8 without control characters |
 //! | blob | count of bytes (4), bytes |
 //! | list | count of entries (2), entries |
+//! | yes or no | 1 or 0 (1) |
+//! | words of a switch | see [`switch`] |
 //!
 //! # Lanes, version 1
 //!
@@ -73,11 +75,12 @@ pub mod data;
 mod field;
 pub mod hello;
 pub mod ids;
+pub mod switch;
 
 pub use bounded::{Blob, List, Text, TooLong};
 pub use control::{ControlHeader, Message};
 pub use data::{DataFrame, DataHeader};
-pub use ids::{AttemptId, GuestId, MoveId, SwitchId, Term};
+pub use ids::{AttemptId, GuestId, HostId, MoveId, SwitchId, Term};
 
 /// A version of the protocol that this program speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,10 +1,11 @@
 use proptest::prelude::*;
 
 use super::control::{CONTROL_HEADER, KINDS, MAX_DIGESTS, MAX_NAME, MAX_STATE};
-use super::control::{Note, RefuseCode, Region, RegionKind, Span, Verdict, max_body};
+use super::control::{Note, RefuseCode, Region, RegionKind, Span, max_body};
 use super::data::{DATA_HEADER, FrameError, MAX_DATA_BODY, MAX_ZERO_RUNS, Place, RawRun, Units};
 use super::data::{UnpackError, put_round_end, put_units, put_zeros};
 use super::hello::{Hello, HelloText, OPENING_HEADER, OpeningHeader, Reply};
+use super::switch::{Question, Refusal, SourceSays, Switch, TargetSays};
 use super::*;
 use crate::codec::batch::MAX_BATCH_BYTES;
 use crate::codec::block::Codec;
@@ -44,9 +45,14 @@ fn id(n: u8) -> [u8; 16] {
     std::array::from_fn(|i| n * 16 + u8::try_from(i).unwrap())
 }
 
+fn switch() -> Switch {
+    let (from, to) = (HostId(id(5)), HostId(id(6)));
+    Switch { id: SwitchId(id(4)), before: Term(11), term: Term(12), from, to }
+}
+
 /// One message of each kind, those of the golden file.
 fn examples() -> Vec<Message> {
-    let (switch, attempt, term) = (SwitchId(id(4)), AttemptId(id(2)), Term(12));
+    let (switch, attempt) = (switch(), AttemptId(id(2)));
     let digest = Digest(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10);
     let span = Span { region: 1, first: 4096, count: 1024 };
     let regions = vec![
@@ -87,16 +93,22 @@ fn examples() -> Vec<Message> {
             restore_us: 4200,
             problems: vec![note("CPU feature avx512f is missing")].try_into().unwrap(),
         },
-        Message::OfferSwitch { switch, term },
-        Message::Receiving { switch, term },
-        Message::State { switch, state: blob(&[9, 8]) },
-        Message::Prepared { switch, restore_us: 5100, sums: vec![digest].try_into().unwrap() },
-        Message::Commit { switch, term },
-        Message::Owner { switch, term },
-        Message::Withdraw { switch, text: note("not prepared in time") },
-        Message::Tombstone { switch, text: note("digests differ") },
+        Message::OfferSwitch { switch },
+        Message::LastPiece { switch, paused: true, state: blob(&[9, 8]) },
+        Message::FromSource { switch, says: SourceSays::Withdrawn },
+        Message::Probe { switch, question: Question(0x0102) },
         Message::Ask { switch },
-        Message::Answer { switch, verdict: Verdict::Withdrawn },
+        Message::FromTarget {
+            switch,
+            says: TargetSays::Refuses(Refusal::DiskTaken),
+            question: Question(0),
+            text: note("disk vda is locked by host3"),
+        },
+        Message::Restored {
+            switch: switch.id,
+            restore_us: 5100,
+            sums: vec![digest].try_into().unwrap(),
+        },
         Message::Cancel { text: note("cancelled by käthe") },
         Message::Progress { round: 3, bytes: 1 << 40 },
         Message::Ping { nonce },
@@ -255,7 +267,11 @@ fn the_largest_messages_fit_their_limits() {
             restore_us: 0,
             problems: vec![Note::clipped(&text); 64].try_into().unwrap(),
         },
-        Message::State { switch: SwitchId(id(4)), state: vec![0; MAX_STATE].try_into().unwrap() },
+        Message::LastPiece {
+            switch: switch(),
+            paused: false,
+            state: vec![0; MAX_STATE].try_into().unwrap(),
+        },
         Message::Rehearse { state: vec![0; MAX_STATE].try_into().unwrap() },
         Message::AnswerSums {
             span: Span { region: 0, first: 0, count: 0 },
@@ -279,7 +295,7 @@ fn limits_are_checked_before_the_body_is_read() {
         let limit = max_body(kind);
         assert_eq!(header(limit), Ok(limit));
         assert!(matches!(header(limit + 1), Err(WireError::Limit { .. })), "kind {kind}");
-        assert!(limit <= MAX_STATE + 64);
+        assert!(limit <= MAX_STATE + 128);
     }
     let mut header = [0; DATA_HEADER];
     header[4] = 1;
@@ -423,6 +439,38 @@ proptest! {
                 prop_assert_eq!(reply.encode(), bytes);
             }
         }
+    }
+}
+
+#[test]
+fn every_word_of_a_switch_arrives() {
+    let target = [
+        TargetSays::Ready,
+        TargetSays::NotYet,
+        TargetSays::Prepared,
+        TargetSays::NotPrepared,
+        TargetSays::Ran { durable: false },
+        TargetSays::Ran { durable: true },
+        TargetSays::NeverRan,
+        TargetSays::NeverRecorded,
+        TargetSays::LostMemory,
+    ];
+    let refusals = Refusal::ALL.iter().map(|r| TargetSays::Refuses(*r));
+    let switch = switch();
+    let question = Question(u128::MAX);
+    let messages = target.into_iter().chain(refusals).map(|says| Message::FromTarget {
+        switch,
+        says,
+        question,
+        text: Note::default(),
+    });
+    let source = SourceSays::ALL.iter().map(|says| Message::FromSource { switch, says: *says });
+    let mut seen = Vec::new();
+    for message in messages.chain(source) {
+        let bytes = message.encode(V1);
+        assert!(!seen.contains(&bytes));
+        assert_eq!(decode_message(&bytes), Ok(message));
+        seen.push(bytes);
     }
 }
 
