@@ -261,10 +261,10 @@ mod tests {
 
     /// From an independent program that follows the module's documentation.
     const GOLDEN: [u128; 4] = [
-        0x0643cd7e_24c7e2f1_fbc7f49e_cd310192,
-        0x4331c779_a7580f43_130fb1d2_c790f12b,
-        0xdce47d1c_de35f048_c56620aa_ed58baff,
-        0xb53fbb97_8f389d92_bb452fa8_6bcc1d59,
+        0x0643_cd7e_24c7_e2f1_fbc7_f49e_cd31_0192,
+        0x4331_c779_a758_0f43_130f_b1d2_c790_f12b,
+        0xdce4_7d1c_de35_f048_c566_20aa_ed58_baff,
+        0xb53f_bb97_8f38_9d92_bb45_2fa8_6bcc_1d59,
     ];
 
     proptest! {

@@ -236,6 +236,7 @@ impl<S: AsRef<[AtomicU32]>> EpochMap<S> {
 
     /// The write has landed, or has failed and left who knows what: stamps it again if an epoch
     /// was closed in the meantime. Acknowledge the write after this.
+    #[expect(clippy::needless_pass_by_value, reason = "it can be settled only once")]
     pub fn settle(&self, write: InFlight) {
         fence(Ordering::SeqCst);
         if self.current.load(Ordering::Relaxed) != write.epoch {

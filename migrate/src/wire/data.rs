@@ -16,7 +16,9 @@ pub const DATA_HEADER: usize = 28;
 /// Most runs in a frame of zeros.
 pub const MAX_ZERO_RUNS: usize = 1024;
 /// Most bytes of a body: a batch that did not shrink, and its runs.
-pub const MAX_DATA_BODY: u32 = (MAX_BATCH_BYTES + 1 + 9 * MAX_BATCH_UNITS) as u32;
+pub const MAX_DATA_BODY: usize = MAX_BATCH_BYTES + 1 + RUN_BYTES * MAX_BATCH_UNITS;
+/// Bytes of a run in a frame of units.
+const RUN_BYTES: usize = 9;
 
 const UNITS: u8 = 1;
 const ZEROS: u8 = 2;
@@ -204,7 +206,7 @@ impl DataHeader {
         if kind != UNITS && (codec != Codec::Raw || raw_len != 0) {
             return Err(WireError::Invalid("a data frame without units has a codec or a length"));
         }
-        let len = limited("a data frame", len.into(), MAX_DATA_BODY.into())?;
+        let len = limited("a data frame", len.into(), MAX_DATA_BODY as u64)?;
         let raw_len = limited("a batch", raw_len.into(), MAX_BATCH_BYTES as u64)?;
         Ok(Self { head, crc, kind, codec, place, raw_len, len })
     }
@@ -237,8 +239,8 @@ impl RawRun {
 /// Units with content, still encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Units<'a> {
-    runs: [RawRun; MAX_BATCH_UNITS],
-    used: usize,
+    /// Checked: not empty, ascending, at most a batch together.
+    runs: &'a [[u8; RUN_BYTES]],
     codec: Codec,
     raw_len: usize,
     payload: &'a [u8],
@@ -267,8 +269,8 @@ pub enum UnpackError {
 
 impl<'a> Units<'a> {
     /// Where the content belongs, in its order.
-    pub fn runs(&self) -> &[RawRun] {
-        self.runs.get(..self.used).unwrap_or_default()
+    pub fn runs(&self) -> impl Iterator<Item = RawRun> + use<'a> {
+        self.runs.iter().map(raw_run)
     }
 
     /// How the content is encoded.
@@ -307,7 +309,7 @@ impl<'a> Units<'a> {
         let mut content: &mut [u8] =
             scratch.get_mut(..found).ok_or(CodecError::Buffer { have, need: found })?;
         decode(self.codec, self.payload, content)?;
-        for run in runs.into_iter().take(self.used) {
+        for run in runs.into_iter().take(self.runs.len()) {
             let len = usize::try_from(layout.bytes_of(run.count())).unwrap_or(usize::MAX);
             let Some((head, rest)) = content.split_at_mut_checked(len) else { break };
             place(run, head);
@@ -359,17 +361,22 @@ impl<'a> DataFrame<'a> {
     }
 }
 
+/// A run of a frame of units.
+fn raw_run(bytes: &[u8; RUN_BYTES]) -> RawRun {
+    let [first @ .., count] = *bytes;
+    RawRun { first: u64::from_le_bytes(first), count: count.into() }
+}
+
 fn units<'a>(header: &DataHeader, mut from: Reader<'a>) -> Result<Units<'a>, WireError> {
     const WHAT: &str = "the runs of a batch";
     let used = limited("a number of runs", from.u8(WHAT)?.into(), MAX_BATCH_UNITS as u64)?;
-    let mut runs = [RawRun::default(); MAX_BATCH_UNITS];
+    let (runs, _) = from.bytes(used * RUN_BYTES, WHAT)?.as_chunks::<RUN_BYTES>();
     let (mut end, mut count) = (0, 0);
-    for run in runs.iter_mut().take(used) {
-        *run = RawRun { first: from.u64(WHAT)?, count: from.u8(WHAT)?.into() };
+    for run in runs.iter().map(raw_run) {
         end = after(end, run)?;
         count += u64::from(run.count);
     }
-    if used == 0 {
+    if runs.is_empty() {
         return Err(WireError::Invalid("a batch without units"));
     }
     limited("a number of units", count, MAX_BATCH_UNITS as u64)?;
@@ -377,7 +384,7 @@ fn units<'a>(header: &DataHeader, mut from: Reader<'a>) -> Result<Units<'a>, Wir
     if payload.len() > header.raw_len {
         return Err(WireError::Invalid("a batch is longer encoded than decoded"));
     }
-    Ok(Units { runs, used, codec: header.codec, raw_len: header.raw_len, payload })
+    Ok(Units { runs, codec: header.codec, raw_len: header.raw_len, payload })
 }
 
 fn zeros(from: &mut Reader<'_>) -> Result<Vec<RawRun>, WireError> {
@@ -390,14 +397,14 @@ fn zeros(from: &mut Reader<'_>) -> Result<Vec<RawRun>, WireError> {
     let mut end = 0;
     for _ in 0..used {
         let run = RawRun { first: from.u64(WHAT)?, count: from.u32(WHAT)? };
-        end = after(end, &run)?;
+        end = after(end, run)?;
         runs.push(run);
     }
     Ok(runs)
 }
 
 /// The end of `run`, which must not begin before `end`.
-fn after(end: u64, run: &RawRun) -> Result<u64, WireError> {
+fn after(end: u64, run: RawRun) -> Result<u64, WireError> {
     let bad = WireError::Invalid("runs are empty, overlap, or do not ascend");
     if run.count == 0 || run.first < end {
         return Err(bad);

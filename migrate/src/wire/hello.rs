@@ -203,7 +203,7 @@ impl OpeningHeader {
         self.len.into()
     }
 
-    fn open<'a>(&self, body: &'a [u8]) -> Result<Reader<'a>, WireError> {
+    fn open(self, body: &[u8]) -> Result<Reader<'_>, WireError> {
         if body.len() != self.body_len() {
             return Err(WireError::Short("the opening"));
         }

@@ -299,7 +299,7 @@ fn limits_are_checked_before_the_body_is_read() {
     }
     let mut header = [0; DATA_HEADER];
     header[4] = 1;
-    header[..4].copy_from_slice(&(MAX_DATA_BODY + 1).to_le_bytes());
+    header[..4].copy_from_slice(&u32::try_from(MAX_DATA_BODY + 1).unwrap().to_le_bytes());
     assert!(matches!(DataHeader::decode(V1, &header), Err(WireError::Limit { .. })));
     header[..4].copy_from_slice(&[0; 4]);
     header[20..24].copy_from_slice(&u32::try_from(MAX_BATCH_BYTES + 1).unwrap().to_le_bytes());

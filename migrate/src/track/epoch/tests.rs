@@ -158,7 +158,9 @@ fn consumers_beside_many_writers_miss_nothing() {
                     })
                 })
                 .collect();
-            writers.into_iter().for_each(|w| w.join().unwrap());
+            for writer in writers {
+                writer.join().unwrap();
+            }
             world.stop.store(true, Ordering::Release);
             consumers.map(|c| c.join().unwrap())
         });
