@@ -5,9 +5,11 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use migrate_engine::codec::block::{Codec, decode, encode, encoded_bound};
-use migrate_engine::codec::{DigestKey, is_zero};
+use migrate_engine::codec::{Batch, Class, DigestKey, classify, is_zero};
 use migrate_engine::track::{Epoch, EpochMap, UnitSet};
 use migrate_engine::unit::Layout;
+use migrate_engine::wire::data::{Place, put_units};
+use migrate_engine::wire::{DataFrame, DataHeader, Version};
 
 const PAGE: usize = 4096;
 const TOTAL: usize = 64 << 20;
@@ -78,6 +80,49 @@ fn codec(data: &[u8]) {
     }
 }
 
+/// From a page in memory to a frame, and from the frame to a page in memory, with all checks.
+fn frames(data: &[u8]) {
+    let Ok(layout) = Layout::of_bytes(4096, data.len() as u64) else { return };
+    let (version, key) = (Version::V1, DigestKey::new([42; 32]));
+    let mut frames: Vec<Vec<u8>> = vec![Vec::new(); data.len() / (16 * PAGE)];
+    let mut batch = Batch::new(&layout);
+    best("frame: copy, zero test, digest, checksum", data.len(), || {
+        let batches = layout.whole().parts(16).zip(&mut frames).zip(data.chunks(16 * PAGE));
+        for ((run, frame), content) in batches {
+            batch.clear();
+            for (unit, page) in run.iter().zip(content.chunks(PAGE)) {
+                let Ok(slot) = batch.slot() else { return };
+                slot.copy_from_slice(page);
+                let (class, _) = classify(&key, unit, slot, None);
+                if class == Class::Data {
+                    let _ = batch.keep(unit);
+                }
+            }
+            let place = Place { region: 0, round: 0, sequence: 0 };
+            let _ = put_units(version, place, &batch, Codec::Raw, frame);
+        }
+    });
+    let (mut scratch, mut memory) = (vec![0; 1 << 20], vec![0; data.len()]);
+    best("place: checksum, copy, digest, copy", data.len(), || {
+        for frame in &frames {
+            let Some((header, body)) = frame.split_first_chunk() else { return };
+            let Ok(header) = DataHeader::decode(version, header) else { return };
+            let Ok(DataFrame::Units(units)) = DataFrame::decode(version, &header, body) else {
+                return;
+            };
+            let placed = units.unpack(&layout, &mut scratch, |run, content| {
+                for (unit, page) in run.iter().zip(content.chunks(PAGE)) {
+                    black_box(key.digest(unit, page));
+                }
+                let at = usize::try_from(layout.offset(run.first())).unwrap_or(0);
+                memory[at..at + content.len()].copy_from_slice(content);
+            });
+            black_box(placed.is_ok());
+        }
+    });
+    assert!(memory == data, "pages arrive as they were");
+}
+
 fn tracking() {
     let Ok(layout) = Layout::new(4096, 16 << 20) else { return };
     let map = EpochMap::in_memory(layout);
@@ -124,5 +169,6 @@ fn main() {
         }
     });
     codec(&data);
+    frames(&data);
     tracking();
 }

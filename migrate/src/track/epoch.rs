@@ -35,7 +35,9 @@
 //! consistent fence in the middle. Of the two fences one comes first. If it is that of `stamp`,
 //! every read after the fence of `bump` sees the leaf and all nodes above it. If it is that of
 //! `bump`, the second look of `stamp` at the epoch sees the new one, and it stamps again. The same
-//! holds where a store was left out because the value read was high enough already.
+//! holds where a store was left out because the value read was high enough already. And it holds
+//! for content in memory that was written before `stamp`: whoever sees the stamp after a `bump` as
+//! one of the closed epoch sees the content, too.
 //!
 //! # The tree above
 //!

@@ -82,8 +82,16 @@ pub fn put_units(
         count.put(out);
     }
     let at = out.len();
-    out.resize(at + encoded_bound(batch.raw().len()), 0);
-    let (codec, payload) = encode(wanted, batch.raw(), &mut out[at..])?;
+    let (codec, payload) = match wanted {
+        Codec::Raw => {
+            out.extend_from_slice(batch.raw());
+            (Codec::Raw, batch.raw().len())
+        }
+        Codec::Lz4 => {
+            out.resize(at + encoded_bound(batch.raw().len()), 0);
+            encode(wanted, batch.raw(), &mut out[at..])?
+        }
+    };
     out.truncate(at + payload);
     finish(UNITS, codec as u8, place, batch.raw().len(), out);
     Ok(Sent { codec, payload })
