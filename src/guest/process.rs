@@ -32,7 +32,7 @@ use super::runtime::RuntimeDir;
 use super::save::SavedDisk;
 use super::savefile::{self, SavedFile};
 use super::server::{Server, Sockets, WaitConsole};
-use super::{caller, ending, sys};
+use super::{caller, ending, log, sys};
 use crate::api::launch::{ReceivedFds, receive_launch, send_reply};
 use crate::api::{ErrorCode, Failure, GuestInfo, LaunchReply, LaunchSpec, LoadSpec};
 use crate::config::{GuestDefinition, OnHostStop};
@@ -79,7 +79,7 @@ pub fn process_main(machine: &impl OpenMachine) -> ExitCode {
         return ExitCode::FAILURE;
     }
     sys::one_heap();
-    start_log();
+    log::start();
     match Process::begin().map_err(|e| unexpected("the guest process cannot start", &e)) {
         Ok(process) => process.live(machine),
         Err(failure) => {
@@ -87,16 +87,6 @@ pub fn process_main(machine: &impl OpenMachine) -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-fn start_log() {
-    let filter = std::env::var("MIGRATE_LOG").unwrap_or_else(|_| "info".into());
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(false)
-        .finish();
-    let _ = tracing::subscriber::set_global_default(subscriber);
 }
 
 fn unexpected(what: &str, error: &dyn std::fmt::Display) -> Failure {
