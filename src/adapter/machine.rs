@@ -129,7 +129,7 @@ impl MakeMachine for VmmMachines {
         if let Some(error) = fill_error {
             return Err(error.failure());
         }
-        let (paused, report) = restored.map_err(|e| failure::machine(&e))?;
+        let (paused, report) = restored.map_err(|e| failure::restore(&e))?;
         if report.implausible {
             tracing::warn!("the host's clock went back or jumped: guest time was not put forward");
         }
