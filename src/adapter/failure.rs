@@ -1,10 +1,12 @@
 //! What went wrong in `vmm`, in the terms of the API: a stable code and what to do next.
 
 use vmm::devices::tap::TapError;
+use vmm::devices::virtio::DeviceError;
 use vmm::devices::virtio::block::DiskOpenError;
 use vmm::kvm::KvmError;
 use vmm::machine::MachineError;
 use vmm::state::StateError;
+use vmm::vcpu::VcpuError;
 
 use crate::api::{ErrorCode, Failure};
 
@@ -56,11 +58,17 @@ pub fn machine(error: &MachineError) -> Failure {
         MachineError::State(e) => return state(e),
         MachineError::Ram(_) => ErrorCode::NoMemory,
         MachineError::Boot(_) => ErrorCode::BadKernel,
-        MachineError::Cpu(_) => ErrorCode::CpuMismatch,
+        MachineError::Cpu(_)
+        | MachineError::Vcpu {
+            source: VcpuError::MsrWrite { .. } | VcpuError::TscKhz { .. },
+            ..
+        } => ErrorCode::CpuMismatch,
         MachineError::Template(_) | MachineError::TooManyVcpus { .. } => ErrorCode::BadDefinition,
+        MachineError::Shape { .. }
+        | MachineError::Fill(_)
+        | MachineError::Device { source: DeviceError::State { .. }, .. } => ErrorCode::BadStateFile,
         MachineError::Device { device, .. } if device.starts_with("disk") => ErrorCode::BadDisk,
         MachineError::Device { device, .. } if device.starts_with("network") => ErrorCode::BadNet,
-        MachineError::Shape { .. } | MachineError::Fill(_) => ErrorCode::BadStateFile,
         _ => ErrorCode::Unexpected,
     };
     Failure::new(code, error.to_string(), SEE_MESSAGE)
@@ -111,4 +119,25 @@ pub fn file(what: &str, path: &std::path::Path, error: &std::io::Error) -> Failu
 /// Something that should not fail did.
 pub fn unexpected(what: &str, error: &dyn std::fmt::Display) -> Failure {
     Failure::new(ErrorCode::Unexpected, format!("{what}: {error}"), "see the guest's log")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_that_kvm_refuses_is_not_an_unexpected_failure() {
+        let vcpu = |source| MachineError::Vcpu { index: 1, source };
+        let call = || VcpuError::Call {
+            call: "KVM_SET_XSAVE",
+            source: std::io::Error::from_raw_os_error(22),
+        };
+        let msr = VcpuError::MsrWrite { index: 0x180, value: 1, has: None };
+        assert_eq!(restore(&vcpu(msr)).0.code, ErrorCode::CpuMismatch);
+        assert_eq!(restore(&vcpu(call())).0.code, ErrorCode::BadStateFile);
+        assert_eq!(machine(&vcpu(call())).0.code, ErrorCode::Unexpected);
+        let source = DeviceError::State { device: "vsock", reason: "cid".into() };
+        let vsock = MachineError::Device { device: "vsock in slot 2".into(), source };
+        assert_eq!(restore(&vsock).0.code, ErrorCode::BadStateFile);
+    }
 }

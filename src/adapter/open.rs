@@ -7,11 +7,12 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use vmm::boot::{BootSource, KernelImage};
 use vmm::config::{DirtyTracking, MachineConfig, MemoryConfig, VcpuCount};
-use vmm::devices::console::{Console, ConsoleConfig, LogFiles, Missed, Position};
+use vmm::devices::console::{Console, ConsoleConfig, LogFiles, Missed, OutputReader, Position};
 use vmm::devices::tap::Tap;
 use vmm::devices::virtio::block::open_disk;
 use vmm::events::EventSink;
@@ -133,15 +134,34 @@ impl OpenedMachine for Opened {
         let console = start(std::mem::take(&mut self.console))?;
         let hvc = self.hvc.take().map(start).transpose()?;
         let waited = console.clone();
-        let wait: WaitConsole = Arc::new(move |text: &str, timeout: Duration| {
-            let mut reader = waited.subscribe(Position::Scrollback);
-            match reader.wait_for(text.as_bytes(), Instant::now() + timeout) {
-                Ok(()) => Waited::Seen,
-                Err(Missed::Deadline) => Waited::Late,
-                Err(Missed::Closed) => Waited::Gone,
-            }
+        let wait: WaitConsole = Arc::new(move |text, timeout, given_up| {
+            wait_console(waited.subscribe(Position::Scrollback), text, timeout, given_up)
         });
         Ok((VmmMachines::new(self, console, hvc), wait))
+    }
+}
+
+/// How often a wait for console output looks whether its client is still there.
+const GIVE_UP_LOOK: Duration = Duration::from_millis(500);
+
+/// Waits until `text` appears on a console, for `timeout` at most, or until it is given up.
+fn wait_console(
+    mut reader: OutputReader,
+    text: &str,
+    timeout: Duration,
+    given_up: &AtomicBool,
+) -> Waited {
+    let start = Instant::now();
+    loop {
+        let left = timeout.saturating_sub(start.elapsed());
+        match reader.wait_for(text.as_bytes(), Instant::now() + left.min(GIVE_UP_LOOK)) {
+            Ok(()) => return Waited::Seen,
+            Err(Missed::Closed) => return Waited::Gone,
+            Err(Missed::Deadline) if left.is_zero() || given_up.load(Ordering::Relaxed) => {
+                return Waited::Late;
+            }
+            Err(Missed::Deadline) => {}
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //! Every way in which a call can fail becomes a [`Failure`].
 
 use std::future::Future;
-use std::io::{self, Write};
+use std::io::{self, Write as _};
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
     ErrorBody, ErrorCode, Failure, GuestInfo, SaveRequest, SaveResult, StopRequest, StopResult,
@@ -121,7 +122,8 @@ impl GuestClient {
     }
 
     /// Writes the guest into the file whose descriptor was handed over as `request.fd_token`.
-    /// Not interrupted by Ctrl-C: the outcome matters.
+    /// Not interrupted by Ctrl-C, a lost terminal or SIGTERM: the file gets its name only when the
+    /// outcome is known.
     pub fn save(
         &self,
         request: &SaveRequest,
@@ -131,16 +133,18 @@ impl GuestClient {
         let call = self.exchange(Method::POST, "/v1/save", body, deadline);
         runtime().map_err(CallError::Connect)?.block_on(async {
             tokio::pin!(call);
+            let mut hangup = signal(SignalKind::hangup()).map_err(CallError::Connect)?;
+            let mut terminate = signal(SignalKind::terminate()).map_err(CallError::Connect)?;
             loop {
                 tokio::select! {
-                    result = &mut call => break result,
-                    Ok(()) = tokio::signal::ctrl_c() => {
-                        let _ = writeln!(
-                            io::stderr(),
-                            "A save cannot be interrupted; waiting for its outcome."
-                        );
-                    }
+                    result = &mut call => return result,
+                    Ok(()) = tokio::signal::ctrl_c() => {}
+                    Some(()) = hangup.recv() => {}
+                    Some(()) = terminate.recv() => {}
                 }
+                // The terminal may be gone.
+                let words = "A save cannot be interrupted; waiting for its outcome.";
+                let _ = writeln!(io::stderr(), "{words}");
             }
         })
     }

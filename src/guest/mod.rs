@@ -11,6 +11,7 @@ pub mod inbox;
 pub mod journal;
 pub mod load;
 pub mod lockfile;
+pub mod log;
 pub mod machine;
 pub mod owner;
 pub mod peer;

@@ -32,7 +32,7 @@ use super::runtime::RuntimeDir;
 use super::save::SavedDisk;
 use super::savefile::{self, SavedFile};
 use super::server::{Server, Sockets, WaitConsole};
-use super::{caller, ending, sys};
+use super::{caller, ending, log, sys};
 use crate::api::launch::{ReceivedFds, receive_launch, send_reply};
 use crate::api::{ErrorCode, Failure, GuestInfo, LaunchReply, LaunchSpec, LoadSpec};
 use crate::config::{GuestDefinition, OnHostStop};
@@ -79,7 +79,7 @@ pub fn process_main(machine: &impl OpenMachine) -> ExitCode {
         return ExitCode::FAILURE;
     }
     sys::one_heap();
-    start_log();
+    log::start();
     match Process::begin().map_err(|e| unexpected("the guest process cannot start", &e)) {
         Ok(process) => process.live(machine),
         Err(failure) => {
@@ -87,19 +87,6 @@ pub fn process_main(machine: &impl OpenMachine) -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-fn start_log() {
-    let filter = std::env::var("MIGRATE_LOG").unwrap_or_else(|_| "info".into());
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(false)
-        // A log that cannot be written, on a full disk for example, must not end a guest. The
-        // default is to tell so on standard error, which is that log: it would panic.
-        .log_internal_errors(false)
-        .finish();
-    let _ = tracing::subscriber::set_global_default(subscriber);
 }
 
 fn unexpected(what: &str, error: &dyn std::fmt::Display) -> Failure {
@@ -223,6 +210,7 @@ fn build<O: OpenMachine>(
     let (spec, fds) =
         receive_launch(launch).map_err(|e| unexpected("the launch document cannot be read", &e))?;
     check_name(&spec.definition.name)?;
+    check_paths(&spec.definition)?;
     let caller = watch_caller(&spec, launch)?;
     let ReceivedFds { console, load } = fds;
     let source = open_source(spec.load.as_ref(), load)?;
@@ -279,6 +267,20 @@ fn check_name(name: &str) -> Result<(), Failure> {
         format!("'{name}' is not a guest's name"),
         "use up to 63 of a-z, 0-9, '.' and '-', a letter or digit first",
     ))
+}
+
+/// A relative path in a saved file would mean whatever directory this process is in.
+fn check_paths(definition: &GuestDefinition) -> Result<(), Failure> {
+    let single = [&definition.kernel, &definition.initrd, &definition.console_file];
+    let disks = definition.disks.iter().map(|d| &d.path);
+    match single.into_iter().flatten().chain(disks).find(|p| !p.is_absolute()) {
+        None => Ok(()),
+        Some(path) => Err(Failure::new(
+            ErrorCode::BadDefinition,
+            format!("the path '{}' is not absolute", path.display()),
+            "a definition that reaches a guest process has absolute paths only",
+        )),
+    }
 }
 
 fn watch_caller(spec: &LaunchSpec, launch: &UnixStream) -> Result<Option<OwnedFd>, Failure> {

@@ -3,6 +3,7 @@
 
 use std::os::unix::net::UnixListener as StdListener;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ const BODY_MAX: usize = 64 << 10;
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Waits for text on the serial console, be it there already. Blocks, at most for the duration.
-pub type WaitConsole = Arc<dyn Fn(&str, Duration) -> Waited + Send + Sync>;
+pub type WaitConsole = Arc<dyn Fn(&str, Duration, &AtomicBool) -> Waited + Send + Sync>;
 
 /// How waiting for console output ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -217,19 +218,35 @@ async fn wait_console<P: PausedMachine>(
     query: Result<Query<WaitQuery>, axum::extract::rejection::QueryRejection>,
 ) -> Answered {
     let Query(query) = query.map_err(|e| usage(&e.body_text()))?;
-    let Ok(_permit) = app.waiters.clone().try_acquire_owned() else {
+    let Ok(permit) = app.waiters.clone().try_acquire_owned() else {
         let message = "too many clients wait for console output";
         let failure = Failure::new(ErrorCode::Busy, message, "try again later");
         return Err(Rejected(failure.retryable()));
     };
     let console = app.console.clone();
-    let wait = move || console(&query.text, Duration::from_millis(query.timeout_ms));
+    let given_up = GiveUp::default();
+    let flag = given_up.0.clone();
+    let wait = move || {
+        // Held until the thread is free again, however the request ends.
+        let _permit = permit;
+        console(&query.text, Duration::from_millis(query.timeout_ms), &flag)
+    };
     let seen = match tokio::task::spawn_blocking(wait).await {
         Ok(Waited::Seen) => true,
         Ok(Waited::Late) => false,
         Ok(Waited::Gone) | Err(_) => return Err(gone()),
     };
     Ok(Json(WaitResult { schema: 1, seen }).into_response())
+}
+
+/// Ends a wait when its request is dropped, because the client is gone.
+#[derive(Default)]
+struct GiveUp(Arc<AtomicBool>);
+
+impl Drop for GiveUp {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 fn gone() -> Rejected {

@@ -384,7 +384,13 @@ fn the_api_over_its_sockets() {
     let (api, fd) = (at("api.sock"), at("fd.sock"));
     let sockets =
         Sockets { api: UnixListener::bind(&api).unwrap(), fd: UnixListener::bind(&fd).unwrap() };
-    let console: crate::guest::server::WaitConsole = Arc::new(|text, _| match text {
+    let console: crate::guest::server::WaitConsole = Arc::new(|text, _, given_up| match text {
+        "forever" => {
+            while !given_up.load(Ordering::Relaxed) {
+                std::thread::yield_now();
+            }
+            Waited::Late
+        }
         "there" => Waited::Seen,
         "gone" => Waited::Gone,
         _ => Waited::Late,
@@ -414,6 +420,14 @@ fn the_api_over_its_sockets() {
 
     let gone = http(&api, "GET /v1/wait-console?text=gone&timeout_ms=1", "");
     assert_eq!(failed(gone), (404, ErrorCode::NotFound));
+
+    // Clients that go away free the places of those who wait.
+    let head = "GET /v1/wait-console?text=forever&timeout_ms=600000 HTTP/1.1\r\nHost: x\r\n\r\n";
+    for _ in 0..20 {
+        let mut client = UnixStream::connect(&api).unwrap();
+        client.write_all(head.as_bytes()).unwrap();
+    }
+    while http(&api, "GET /v1/wait-console?text=there&timeout_ms=1", "").0 != 200 {}
 
     let file = File::create_new(at("state")).unwrap();
     crate::api::fds::hand_over_fd(&fd, "t", file.as_fd()).unwrap();

@@ -129,11 +129,13 @@ pub fn restore_before_clock(
     state: &VcpuState,
 ) -> Result<(), VcpuError> {
     let khz = vcpu.get_tsc_khz().map_err(VcpuError::call("KVM_GET_TSC_KHZ"))?;
+    if !same_frequency(state.tsc_khz, khz) {
+        // Also where KVM could scale: the saved offset counts unscaled ticks, and used with scaled
+        // ones it would throw guest time forward or back.
+        return Err(VcpuError::TscKhz { state: state.tsc_khz, host: khz });
+    }
     if abilities.tsc_control {
         vcpu.set_tsc_khz(state.tsc_khz).map_err(VcpuError::call("KVM_SET_TSC_KHZ"))?;
-    } else if khz.abs_diff(state.tsc_khz) > state.tsc_khz / 4000 {
-        // A quarter of a thousandth is what NTP corrects; KVM tolerates as much.
-        return Err(VcpuError::TscKhz { state: state.tsc_khz, host: khz });
     }
     set_cpuid(vcpu, &state.cpuid)?;
     vcpu.set_mp_state(kvm_mp_state { mp_state: state.mp_state })
@@ -152,6 +154,12 @@ pub fn restore_before_clock(
     vcpu.set_xcrs(&xcrs).map_err(VcpuError::call("KVM_SET_XCRS"))?;
     let debugregs: kvm_debugregs = parse("debugregs", &state.debugregs)?;
     vcpu.set_debug_regs(&debugregs).map_err(VcpuError::call("KVM_SET_DEBUGREGS"))
+}
+
+/// Whether KVM takes two TSC frequencies for the same, and does not scale. A quarter of a
+/// thousandth is what NTP corrects; KVM tolerates as much.
+fn same_frequency(state: u32, host: u32) -> bool {
+    host.abs_diff(state) <= host / 4000
 }
 
 /// The extended state in this host's size. The size depends on what the host's CPU has, not on
@@ -198,4 +206,18 @@ fn timer_in_deadline_mode(lapic: &[u8]) -> bool {
     let Some(lvt) = lapic.get(0x320..0x324) else { return false };
     let lvt = u32::from_le_bytes([lvt[0], lvt[1], lvt[2], lvt[3]]);
     (lvt >> 17) & 3 == 2 && lvt & (1 << 16) == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frequencies_are_the_same_while_kvm_does_not_scale() {
+        assert!(same_frequency(2_500_000, 2_500_000));
+        assert!(same_frequency(2_499_999, 2_500_001));
+        assert!(!same_frequency(2_500_000, 2_600_000));
+        assert!(!same_frequency(2_600_000, 2_500_000));
+        assert!(!same_frequency(0, 2_500_000) && !same_frequency(u32::MAX, 2_500_000));
+    }
 }

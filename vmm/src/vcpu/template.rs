@@ -191,6 +191,7 @@ impl Mask {
 fn features(entry: &mut CpuidEntry, platform: &Platform) {
     match entry.function {
         1 => {
+            entry.ecx &= !(1 << 5); // VMX: the state of nested guests is not saved
             entry.ecx |= 1 << 31; // a hypervisor is present
             entry.ecx |= 1 << 21; // x2APIC, which KVM emulates
             if platform.tsc_deadline {
@@ -199,6 +200,8 @@ fn features(entry: &mut CpuidEntry, platform: &Platform) {
                 entry.ecx &= !(1 << 24);
             }
         }
+        // SVM: as VMX.
+        0x8000_0001 => entry.ecx &= !(1 << 2),
         // An invariant TSC would promise a frequency that a move may not keep.
         0x8000_0007 => entry.edx &= !(1 << 8),
         // Performance counters are not saved.
@@ -304,6 +307,16 @@ mod tests {
                 assert_eq!(after.ecx & !before.ecx, 0);
                 assert_eq!(after.edx & !before.edx, 0);
             }
+        }
+    }
+
+    /// Nested guests would not survive a save, so no template offers what runs them.
+    #[test]
+    fn nothing_offers_nested_virtualization() {
+        for template in TEMPLATES {
+            let leaves = [entry(1, 0), entry(0x8000_0001, 0)];
+            let out = template.apply(&leaves, &platform(1, Backend::Hardware), 0);
+            assert_eq!((out[0].ecx & 1 << 5, out[1].ecx & 1 << 2), (0, 0), "{}", template.name);
         }
     }
 

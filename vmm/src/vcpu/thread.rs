@@ -61,9 +61,9 @@ pub enum VcpuError {
         /// Here.
         wanted: usize,
     },
-    /// The TSC frequencies differ and this host cannot scale.
+    /// The TSC frequencies differ.
     #[error(
-        "the guest's TSC runs at {state} kHz, this host's at {host} kHz, and its KVM cannot scale it: move to a host of the same frequency"
+        "the guest's TSC runs at {state} kHz, this host's at {host} kHz: use a host of the same frequency"
     )]
     TscKhz {
         /// In the state.

@@ -78,7 +78,8 @@ impl OutputReader {
         }
     }
 
-    /// Waits until `text` appears, and leaves the reader right behind it.
+    /// Waits until `text` appears, and leaves the reader right behind it. At a miss it is left
+    /// where the text could still begin, so that the next call finds it.
     pub fn wait_for(&mut self, text: &[u8], deadline: Instant) -> Result<(), Missed> {
         if text.is_empty() {
             return Ok(());
@@ -86,7 +87,7 @@ impl OutputReader {
         let mut window: Vec<u8> = Vec::new();
         loop {
             let before = self.cursor;
-            let new = self.read(deadline)?;
+            let new = self.read(deadline).inspect_err(|_| self.cursor -= window.len() as u64)?;
             if self.cursor - new.len() as u64 != before {
                 window.clear(); // bytes were skipped: nothing spans the gap
             }

@@ -299,6 +299,10 @@ fn waiting_finds_text_across_writes() {
     assert_eq!(late.wait_for(b"login", Instant::now()), Err(Missed::Deadline));
     assert_eq!(reader.wait_for(b"x", Instant::now()), Err(Missed::Deadline));
     writer.join().unwrap();
+    console.port().write(b"lon");
+    assert_eq!(reader.wait_for(b"long", Instant::now()), Err(Missed::Deadline));
+    console.port().write(b"g");
+    reader.wait_for(b"long", soon()).unwrap();
 }
 
 proptest! {
