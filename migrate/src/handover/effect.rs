@@ -123,7 +123,8 @@ pub enum Effect {
     ReadArbiter,
     /// Stop the guest and drain its devices. Answer: [`Input::Paused`].
     Pause,
-    /// Let the guest run on here (a guest that its user paused stays paused).
+    /// Let the guest run on here (a guest that its user paused stays paused). Abandons a pause or
+    /// a last round that is under way: it must not stop the guest afterwards.
     Resume,
     /// Save the state, harvest and send the last round. Answer: [`Input::LastRoundDone`] or
     /// [`Input::CopyFailed`].
@@ -137,7 +138,7 @@ pub enum Effect {
     },
     /// Compare the frozen memory with what was sent. Answer: [`Input::Audited`].
     Audit,
-    /// Let the frozen memory go.
+    /// Let the frozen memory go. Abandons a restore that is under way.
     Discard,
     /// Wake up then, once. Setting a timer again moves it.
     SetTimer(Timer, Millis),
