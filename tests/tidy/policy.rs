@@ -70,7 +70,8 @@ pub const UNSAFE_FILES: &[(&str, &str)] = &[
 ];
 
 /// Files or directories whose results depend on their arguments alone.
-pub const PURE: &[&str] = &["vmm/src/config.rs", "vmm/src/memory/layout.rs", "vmm/src/state"];
+pub const PURE: &[&str] =
+    &["migrate/src/handover", "vmm/src/config.rs", "vmm/src/memory/layout.rs", "vmm/src/state"];
 
 /// Modules that will be pure. One that exists belongs into [`PURE`]; until then it is checked
 /// from here, so that none is born impure.
@@ -79,7 +80,6 @@ pub const PURE_TO_COME: &[&str] = &[
     "migrate/src/track",
     "migrate/src/wire",
     "migrate/src/codec",
-    "migrate/src/handover",
     "migrate/src/converge",
 ];
 

@@ -7,7 +7,7 @@
 //! | dead | its record | known | decision |
 //! |---|---|---|---|
 //! | source | Offered | `ceded` mark; or target prepared, or ran | `Ceded` |
-//! | source | Offered | target buried, not prepared, knows nothing; or lost its memory and no `ceded` mark in this boot | `Withdrawn` |
+//! | source | Offered | target buried, not prepared, knows nothing; or lost its memory and no `ceded` mark in this boot | `Owner` of a new term |
 //! | source | Ceded | target's ownership durable | `Moved` |
 //! | source | Ceded | target never ran | `Owner` of a new term |
 //! | target | Receiving | `ran` mark | `Owner` |
@@ -22,7 +22,7 @@ mod dead_target;
 
 use super::effect::{Effect, Input, Notice, Step, Timer};
 use super::journal::{Illegal, Ledger, Mark, Marks, Record};
-use super::message::{Body, Message, SourceSays, ToSource, ToTarget, from_ledger};
+use super::message::{Message, SourceSays, ToSource, ToTarget, from_ledger};
 use super::term::{Beside, BootId, HostId, Millis, QuestionId, Stamp, Switch, Term};
 
 /// How often an unanswered question is asked again, in milliseconds.
@@ -42,8 +42,13 @@ pub enum Acting {
     },
     /// A source is dead that ceded: did the target take it?
     AskingFate(Switch),
-    /// The target never ran what a dead source ceded: OWNER is being taken.
-    TakingBack(Switch),
+    /// The guest of a dead source is to stay here: OWNER is being taken, for a new term.
+    TakingBack {
+        /// The offer.
+        switch: Switch,
+        /// The right that the new one replaces.
+        right: Stamp,
+    },
     /// A target's host rebooted: what does the source's side know?
     AskingSource(Switch),
     /// The arbiter is asked before a decision for a dead source.
@@ -56,7 +61,12 @@ pub enum Acting {
         want: Stamp,
     },
     /// A decision is being made durable.
-    Recording(Record),
+    Recording {
+        /// The switch that it settles.
+        switch: Switch,
+        /// The decision.
+        record: Record,
+    },
     /// Another host has a better right.
     Superseded(Switch),
 }
@@ -127,12 +137,14 @@ impl Keeper {
                 dead_source::asking(&self, switch, not_ceded, input, now)
             }
             Acting::AskingFate(switch) => dead_source::fate(&self, switch, input, now),
-            Acting::TakingBack(switch) => dead_source::taking_back(&self, switch, input, now),
+            Acting::TakingBack { switch, right } => {
+                dead_source::taking_back(&self, switch, right, input, now)
+            }
             Acting::Deciding { switch, expect, want } => {
                 dead_source::deciding(switch, (expect, want), input, now)
             }
             Acting::AskingSource(switch) => dead_target::asking(switch, input, now),
-            Acting::Recording(record) => self.recording(record, input, now),
+            Acting::Recording { switch, record } => self.recording(switch, record, input, now),
             Acting::Settled | Acting::Superseded(_) => None,
         };
         let (acting, effects) = next.unwrap_or((self.acting, Vec::new()));
@@ -145,45 +157,48 @@ impl Keeper {
             Acting::Settled => None,
             Acting::AskingTarget { switch, .. }
             | Acting::AskingFate(switch)
-            | Acting::TakingBack(switch)
+            | Acting::TakingBack { switch, .. }
             | Acting::AskingSource(switch)
             | Acting::Deciding { switch, .. }
+            | Acting::Recording { switch, .. }
             | Acting::Superseded(switch) => Some(switch),
-            Acting::Recording(_) => self.ledger.now().and_then(Record::switch).copied(),
         }
     }
 
-    /// Said only when it is durable.
-    fn recording(&self, record: Record, input: Input, now: Millis) -> Next {
+    /// Said only when it is durable; then it is said at once.
+    fn recording(&self, switch: Switch, record: Record, input: Input, now: Millis) -> Next {
+        let here = Acting::Recording { switch, record };
         match input {
             Input::Recorded(r) if r == record => {
-                let said = match record {
-                    Record::Ceded(s) => {
-                        let effects = [vec![Effect::Commit(s)], probe(s, self.question, now)];
-                        return Some((Acting::AskingFate(s), effects.concat()));
-                    }
-                    Record::Withdrawn(s) => vec![tell(s, SourceSays::Withdrawn)],
-                    Record::Tombstone(s) => vec![dead_target::never_ran(s), Effect::DropNext],
-                    Record::Owner { .. } => vec![Effect::DropOwner, Effect::DropNext],
-                    _ => Vec::new(),
-                };
-                Some((Acting::Settled, said))
+                let mut effects = vec![Effect::DropOwner, Effect::DropNext];
+                effects.extend(self.announce(&switch));
+                if record != Record::Ceded(switch) {
+                    return Some((Acting::Settled, effects));
+                }
+                effects.extend(probe(switch, self.question, now));
+                Some((Acting::AskingFate(switch), effects))
             }
             Input::RecordFailed(_) => {
                 let report = Effect::Report(Notice::Retrying(Step::Journal));
-                Some((Acting::Recording(record), vec![report, Effect::Record(record)]))
-            }
-            // A source that is asked meanwhile has not decided as far as anybody may know.
-            Input::Heard(Message { switch, body: Body::ToSource(ToSource::Ask) }) => {
-                Some((Acting::Recording(record), vec![tell(switch, SourceSays::Undecided)]))
+                Some((here, vec![report, Effect::Record(record)]))
             }
             _ => None,
         }
     }
+
+    /// What the journal says of `switch`, for the other side.
+    fn announce(&self, switch: &Switch) -> Option<Effect> {
+        let asked = if switch.from == self.ledger.host() {
+            Message::to_source(*switch, ToSource::Ask)
+        } else {
+            Message::to_target(*switch, ToTarget::Says(SourceSays::Ceded))
+        };
+        from_ledger(&self.ledger, &asked).map(Effect::Send)
+    }
 }
 
-fn record(record: Record) -> (Acting, Vec<Effect>) {
-    (Acting::Recording(record), vec![Effect::Record(record)])
+fn record(switch: Switch, record: Record) -> (Acting, Vec<Effect>) {
+    (Acting::Recording { switch, record }, vec![Effect::Record(record)])
 }
 
 fn tell(switch: Switch, what: SourceSays) -> Effect {

@@ -2,7 +2,8 @@
 //!
 //! The edge performs the effects of one step in order, each before the next, and answers those
 //! that have an answer with an input, later and in any order; it may deliver other inputs in
-//! between. Records of one journal become durable in the order in which they were asked for.
+//! between. Records of one journal become durable in the order in which they were asked for, and
+//! a process does not end before they are.
 //! Inputs that a state does not expect (late, duplicated, hostile) change nothing.
 
 use super::journal::{Mark, Record};

@@ -19,8 +19,6 @@ pub enum Bug {
     ResumeOnTimeout,
     /// A missing mark is believed also after a reboot.
     MarksOutliveBoot,
-    /// An answer to an earlier question counts.
-    StaleAnswer,
     /// A target takes *undecided* for *withdrawn*, and the source takes its silence for that.
     TombstoneOnUndecided,
     /// The daemon acts for a process that only sleeps.
@@ -33,23 +31,22 @@ pub enum Bug {
     ReturnOnLostMemory,
     /// A target says *not prepared* while data can still arrive.
     NotPreparedTooEarly,
-    /// The source withdraws without asking the arbiter.
-    NoCompareAndSet,
 }
 
-pub const WITHOUT_ARBITER: &[Bug] = &[
-    Bug::EarlyOffered,
-    Bug::EarlyReceiving,
-    Bug::EarlyWithdrawn,
-    Bug::EarlyTombstone,
-    Bug::NoCededMark,
-    Bug::NoRanMark,
-    Bug::ResumeOnTimeout,
-    Bug::MarksOutliveBoot,
-    Bug::StaleAnswer,
-    Bug::TombstoneOnUndecided,
-    Bug::NoJournalLock,
-    Bug::NoGate,
-    Bug::DecideOnLostMemory,
-    Bug::ReturnOnLostMemory,
+/// Each with faults, offers and whether disks are shared: the bounds that show it.
+pub const PLANTED: &[(Bug, u8, u8, bool)] = &[
+    (Bug::EarlyOffered, 2, 1, false),
+    (Bug::EarlyReceiving, 2, 1, false),
+    (Bug::EarlyWithdrawn, 2, 1, false),
+    (Bug::EarlyTombstone, 2, 1, false),
+    (Bug::NoCededMark, 2, 1, false),
+    (Bug::NoRanMark, 2, 1, true),
+    (Bug::ResumeOnTimeout, 1, 1, false),
+    (Bug::MarksOutliveBoot, 2, 1, true),
+    (Bug::TombstoneOnUndecided, 1, 1, true),
+    (Bug::NoJournalLock, 1, 1, true),
+    (Bug::NoGate, 1, 1, true),
+    (Bug::DecideOnLostMemory, 2, 1, false),
+    (Bug::ReturnOnLostMemory, 2, 1, false),
+    (Bug::NotPreparedTooEarly, 1, 1, true),
 ];

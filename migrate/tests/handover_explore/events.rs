@@ -167,14 +167,13 @@ fn unlock(world: &mut World, host: usize) {
 /// A record reaches the platter.
 fn durable(world: &mut World, host: usize, record: Record) {
     let h = &mut world.hosts[host];
+    let open = matches!(h.ledger.now(), Some(Record::Offered(_)));
+    let by_daemon = matches!(h.party, Party::Daemon(..));
+    world.daemon_withdrew |= open && by_daemon && matches!(record, Record::Owner { .. });
     match h.ledger.apply(record, boot(h.boot)) {
         Ok(ledger) => h.ledger = ledger,
         Err(_) => return world.fail("a record does not follow"),
     }
-    if let (Record::Withdrawn(_), Party::Daemon(..)) = (record, &h.party) {
-        world.daemon_withdrew = true;
-    }
-    let h = &world.hosts[host];
     if let Some(right) = h.ledger.owned() {
         world.right(right);
     }
@@ -228,10 +227,7 @@ fn process_events(
     if let Some(first) = process.todo.first() {
         events.push(Event::Answer(host));
         if world.faults > 0
-            && matches!(
-                first,
-                Effect::Restore | Effect::CompareAndSet { .. } | Effect::ReadArbiter
-            )
+            && matches!(first, Effect::Restore | Effect::CompareAndSet { .. } | Effect::ReadArbiter)
         {
             events.push(Event::Fails(host));
         }
@@ -259,7 +255,7 @@ fn process_events(
                     events.push(Event::Timer(host, Timer::Deadline));
                 }
                 source::State::Kept { .. } if may_offer => events.push(Event::Attempt(host)),
-                source::State::Moved => events.push(Event::Exit(host)),
+                source::State::Moved if h.queue.is_empty() => events.push(Event::Exit(host)),
                 _ => {}
             }
         }
@@ -390,7 +386,7 @@ impl<'a> Step<'a> {
         {
             packet.message.body = Body::ToTarget(ToTarget::Says(SourceSays::Withdrawn));
         }
-        self.lies(host, &mut packet);
+        self.lies(&mut packet);
         let before = self.world.hosts[host].target().copied();
         self.feed(host, Input::Heard(packet.message));
         let now = self.world.hosts[host].target().copied();
@@ -402,13 +398,9 @@ impl<'a> Step<'a> {
     }
 
     /// Planted bugs in what the source's side makes of the target's words.
-    fn lies(&self, host: usize, packet: &mut Packet) {
+    fn lies(&self, packet: &mut Packet) {
         let Body::ToSource(ToSource::Says(says, question)) = packet.message.body else { return };
         let mut heard = (says, question);
-        let asked = Some(QuestionId(self.world.hosts[host].asked.into()));
-        if self.bounds.has(Bug::StaleAnswer) && question.is_some() {
-            heard.1 = asked;
-        }
         let lost = says == TargetSays::LostMemory;
         if self.bounds.has(Bug::DecideOnLostMemory) && lost {
             heard.0 = TargetSays::NotPrepared;
@@ -435,10 +427,6 @@ impl<'a> Step<'a> {
                 self.feed(host, Input::Recorded(Record::Withdrawn(switch)));
                 self.todo(host).clear();
                 self.feed(host, Input::Stamped(switch.term));
-            }
-            if self.bounds.has(Bug::NoCompareAndSet) {
-                self.todo(host).clear();
-                self.feed(host, Input::Arbiter(switch.withdrawn()));
             }
         }
     }
@@ -643,7 +631,7 @@ impl<'a> Step<'a> {
             Record::Tombstone(_) => Bug::EarlyTombstone,
             _ => return,
         };
-        if self.bounds.has(early) && self.world.hosts[host].process().is_some() {
+        if self.bounds.has(early) {
             self.feed(host, Input::Recorded(record));
         }
     }
@@ -684,9 +672,7 @@ impl<'a> Step<'a> {
                 }
                 Input::Arbiter(self.world.key.unwrap_or(Beside::NOTHING.owner))
             }
-            Effect::ReadArbiter => {
-                Input::Arbiter(self.world.key.unwrap_or(Beside::NOTHING.owner))
-            }
+            Effect::ReadArbiter => Input::Arbiter(self.world.key.unwrap_or(Beside::NOTHING.owner)),
             Effect::Pause => {
                 let process = self.process(host);
                 if let Guest::Running(memory) = process.guest {

@@ -23,6 +23,16 @@ pub struct Report {
     pub unknown_loss: Option<Vec<String>>,
 }
 
+impl Report {
+    /// The first thing that is not as it must be.
+    pub fn found(&self) -> Option<(&'static str, &[String])> {
+        let stuck = self.stuck.as_deref().map(|t| ("the guest never runs again", t));
+        let lost = self.unknown_loss.as_deref().map(|t| ("living memory is lost", t));
+        let broken = self.broken.as_ref().map(|(what, t)| (*what, t.as_slice()));
+        broken.or(stuck).or(lost)
+    }
+}
+
 struct Graph {
     worlds: Vec<Rc<World>>,
     /// How each was reached first.

@@ -187,11 +187,8 @@ impl World {
     pub fn start(bounds: &Bounds) -> Self {
         let first = Stamp { term: Term::FIRST, host: id(0) };
         let mut hosts = [Host::new(0, &[Record::Owner { term: Term::FIRST }]), Host::new(1, &[])];
-        hosts[0].party = Party::Process(Process {
-            role: Role::Plain,
-            todo: vec![],
-            guest: Guest::Running(1),
-        });
+        hosts[0].party =
+            Party::Process(Process { role: Role::Plain, todo: vec![], guest: Guest::Running(1) });
         let beside = if bounds.shared {
             Beside { owner: first, offered: Term::NONE }
         } else {

@@ -23,18 +23,19 @@ pub(super) fn offered(
     }
 }
 
-/// Gives the guest away or keeps it; with an arbiter, in its words.
+/// Gives the guest away, or keeps it; with an arbiter, in its words.
+///
+/// Keeping it needs a new term, never the offered one: after a reboot of both hosts nobody knows
+/// whether the target ran under that.
 fn settle(switch: Switch, cede: bool, arbiter: bool, now: Millis) -> (Acting, Vec<Effect>) {
-    let (decision, want) = if cede {
-        (Record::Ceded(switch), switch.moved())
-    } else {
-        (Record::Withdrawn(switch), switch.withdrawn())
-    };
-    if !arbiter {
-        return record(decision);
+    let (expect, want) = (switch.held(), switch.moved());
+    match (cede, arbiter) {
+        (true, false) => record(switch, Record::Ceded(switch)),
+        (true, true) => ask(Acting::Deciding { switch, expect, want }, expect, want, now),
+        (false, _) => {
+            (Acting::TakingBack { switch, right: switch.held() }, vec![Effect::TakeOwner])
+        }
     }
-    let expect = switch.held();
-    ask(Acting::Deciding { switch, expect, want }, expect, want, now)
 }
 
 fn ask(acting: Acting, expect: Stamp, want: Stamp, now: Millis) -> (Acting, Vec<Effect>) {
@@ -93,29 +94,40 @@ pub(super) fn fate(keeper: &Keeper, switch: Switch, input: Input, now: Millis) -
         return Some((here, effects.concat()));
     }
     match heard(keeper, input)?.0 {
-        TargetSays::Ran { durable: true } => Some(record(Record::Moved(switch))),
-        TargetSays::NeverRan => Some((Acting::TakingBack(switch), vec![Effect::TakeOwner])),
+        TargetSays::Ran { durable: true } => Some(record(switch, Record::Moved(switch))),
+        TargetSays::NeverRan => {
+            let acting = Acting::TakingBack { switch, right: switch.moved() };
+            Some((acting, vec![Effect::TakeOwner]))
+        }
         _ => None,
     }
 }
 
-/// OWNER keeps everybody from the disks while the new term is found and recorded.
-pub(super) fn taking_back(keeper: &Keeper, switch: Switch, input: Input, now: Millis) -> Next {
+/// OWNER keeps everybody from the disks while the new term is found and recorded. `right` is
+/// what it replaces: the source's before the switch, or the target's.
+pub(super) fn taking_back(
+    keeper: &Keeper,
+    switch: Switch,
+    right: Stamp,
+    input: Input,
+    now: Millis,
+) -> Next {
+    let here = Acting::TakingBack { switch, right };
     match input {
         Input::OwnerTaken(beside) => {
             if beside.owner != switch.moved() && beside.supersedes(switch.withdrawn()) {
-                let effects = vec![Effect::DropOwner, Effect::Report(Notice::Superseded)];
-                return Some((Acting::Superseded(switch), effects));
+                return Some(superseded(switch));
             }
             let term = new_term(&keeper.ledger, &beside);
             if !keeper.arbiter {
-                return Some(record(Record::Owner { term }));
+                return Some(record(switch, Record::Owner { term }));
             }
-            let (expect, want) = (switch.moved(), stamp(keeper.ledger.host(), term));
-            Some(ask(Acting::Deciding { switch, expect, want }, expect, want, now))
+            let want = stamp(keeper.ledger.host(), term);
+            Some(ask(Acting::Deciding { switch, expect: right, want }, right, want, now))
         }
-        Input::OwnerBusy => Some((Acting::TakingBack(switch), vec![again(now)])),
-        Input::Timer(Timer::Again) => Some((Acting::TakingBack(switch), vec![Effect::TakeOwner])),
+        Input::OwnerBusy => Some((here, vec![again(now)])),
+        Input::Timer(Timer::Again) => Some((here, vec![Effect::TakeOwner])),
+        _ if is_ask(input) => Some((here, vec![meanwhile(switch, right)])),
         _ => None,
     }
 }
@@ -127,34 +139,41 @@ pub(super) fn deciding(
     input: Input,
     now: Millis,
 ) -> Next {
-    let taking_back = expect == switch.moved();
     let wait = |expect| ask(Acting::Deciding { switch, expect, want }, expect, want, now);
+    let ceded = expect == switch.moved();
     match input {
-        Input::Arbiter(s) if taking_back && s == want => {
-            Some(record(Record::Owner { term: s.term }))
+        Input::Arbiter(s) if s == switch.moved() && !ceded => {
+            Some(record(switch, Record::Ceded(switch)))
         }
-        Input::Arbiter(s) if taking_back && s != expect => {
-            let effects = vec![Effect::DropOwner, Effect::Report(Notice::Superseded)];
-            Some((Acting::Superseded(switch), effects))
+        // We, or the source before it died, took the guest back: nobody else writes this host.
+        Input::Arbiter(s) if s.host == switch.from && s.term > switch.term => {
+            Some(record(switch, Record::Owner { term: s.term }))
         }
-        Input::Arbiter(s) if s == switch.moved() && !taking_back => {
-            Some(record(Record::Ceded(switch)))
+        // The source had asked for it before it died.
+        Input::Arbiter(s) if s == switch.withdrawn() => {
+            Some(record(switch, Record::Withdrawn(switch)))
         }
-        Input::Arbiter(s) if s == switch.withdrawn() => Some(record(Record::Withdrawn(switch))),
-        Input::Arbiter(s) if taking_back || switch.is_held(s) => Some(wait(s)),
-        Input::Arbiter(_) => {
-            Some((Acting::Superseded(switch), vec![Effect::Report(Notice::Superseded)]))
-        }
+        Input::Arbiter(s) if s == expect || switch.is_held(s) => Some(wait(s)),
+        Input::Arbiter(_) => Some(superseded(switch)),
         Input::ArbiterSilent | Input::Timer(Timer::Again) => Some(wait(expect)),
         _ if is_ask(input) => {
             let here = Acting::Deciding { switch, expect, want };
-            let answer = if taking_back {
-                Effect::Commit(switch)
-            } else {
-                tell(switch, SourceSays::Undecided)
-            };
-            Some((here, vec![answer]))
+            Some((here, vec![meanwhile(switch, expect)]))
         }
         _ => None,
+    }
+}
+
+fn superseded(switch: Switch) -> (Acting, Vec<Effect>) {
+    let effects = vec![Effect::DropOwner, Effect::Report(Notice::Superseded)];
+    (Acting::Superseded(switch), effects)
+}
+
+/// What may be said while the decision is being made.
+fn meanwhile(switch: Switch, right: Stamp) -> Effect {
+    if right == switch.moved() {
+        Effect::Commit(switch)
+    } else {
+        tell(switch, SourceSays::Undecided)
     }
 }

@@ -9,16 +9,11 @@ use super::{Acting, Next, again, record};
 /// It died taking part in an offer.
 pub(super) fn receiving(switch: &Switch, marks: &Marks, now: Millis) -> (Acting, Vec<Effect>) {
     match marks.has(Mark::Ran(switch.id)) {
-        Some(true) => record(Record::Owner { term: switch.term }),
+        Some(true) => record(*switch, Record::Owner { term: switch.term }),
         // Also if the source has ceded meanwhile: it has the memory, and takes it back.
-        Some(false) => record(Record::Tombstone(*switch)),
+        Some(false) => record(*switch, Record::Tombstone(*switch)),
         None => (Acting::AskingSource(*switch), ask(*switch, now)),
     }
-}
-
-/// The word that this switch never ran here.
-pub(super) fn never_ran(switch: Switch) -> Effect {
-    says(switch, TargetSays::NeverRan, None)
 }
 
 fn says(switch: Switch, what: TargetSays, question: Option<QuestionId>) -> Effect {
@@ -35,9 +30,11 @@ pub(super) fn asking(switch: Switch, input: Input, now: Millis) -> Next {
     match input {
         Input::Timer(Timer::Again) => Some((here, ask(switch, now))),
         Input::Heard(Message { body: Body::ToTarget(what), .. }) => match what {
-            ToTarget::Says(SourceSays::Ceded) => Some(record(Record::Owner { term: switch.term })),
+            ToTarget::Says(SourceSays::Ceded) => {
+                Some(record(switch, Record::Owner { term: switch.term }))
+            }
             ToTarget::Says(SourceSays::Withdrawn | SourceSays::OnlyOffered) => {
-                Some(record(Record::Tombstone(switch)))
+                Some(record(switch, Record::Tombstone(switch)))
             }
             ToTarget::Probe(question) => {
                 Some((here, vec![says(switch, TargetSays::LostMemory, Some(question))]))
