@@ -207,7 +207,7 @@ mod tests {
     }
 
     fn hex(bytes: &[u8]) -> String {
-        bytes.iter().map(|b| format!("{b:02x}")).collect()
+        bytes.iter().fold(String::new(), |text, b| format!("{text}{b:02x}"))
     }
 
     /// As it lies on disks. It must never change.

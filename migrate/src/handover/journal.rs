@@ -75,11 +75,11 @@ pub enum Ended {
 }
 
 /// A record that does not follow from what stands in the ledger.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the journal says {now:?} (terms up to {highest}); {record:?} cannot follow")]
 pub struct Illegal {
     /// What stands there.
-    pub now: Option<Record>,
+    pub now: Option<Box<Record>>,
     /// The highest term it knows.
     pub highest: Term,
     /// What was to be recorded.
@@ -174,7 +174,7 @@ impl Ledger {
             return Ok(next);
         }
         let settled = self.follows(&record).ok_or(Illegal {
-            now: self.now,
+            now: self.now.map(Box::new),
             highest: self.highest,
             record,
         })?;

@@ -195,6 +195,7 @@ impl<G> InDoubt<G> {
     ///
     /// # Errors
     /// The guest stays in doubt if the proof is that of another switch.
+    #[expect(clippy::needless_pass_by_value, reason = "a proof is used up")]
     pub fn keep(self, proof: WithdrawnProof) -> Result<G, Self> {
         if proof.switch == self.switch { Ok(self.guest) } else { Err(self) }
     }
@@ -305,6 +306,7 @@ impl<G> Frozen<G> {
     ///
     /// # Errors
     /// The guest stays frozen if the proof is that of another switch.
+    #[expect(clippy::needless_pass_by_value, reason = "a proof is used up")]
     pub fn come_back(self, proof: NeverRanProof) -> Result<G, Self> {
         if proof.switch == self.proof.switch { Ok(self.guest) } else { Err(self) }
     }

@@ -194,17 +194,17 @@ mod tests {
         ledger(A, &[&first, last].concat())
     }
 
-    fn beside(term: u64, host: HostId) -> Option<Beside> {
+    fn beside(term: u64, host: HostId) -> Beside {
         let owner = Stamp { term: Term::new(term), host };
-        Some(Beside { owner, offered: Term::new(2) })
+        Beside { owner, offered: Term::new(2) }
     }
 
     fn facts(ledger: &Ledger, beside: Option<Beside>, memory: Memory) -> Facts<'_> {
         Facts { ledger, beside, memory, elsewhere: Term::NONE, runs_at: None }
     }
 
-    fn run(term: u64, memory: Memory) -> Result<Plan, Refused> {
-        Ok(Plan::Run { term: Term::new(term), memory })
+    fn run(term: u64, memory: Memory) -> Plan {
+        Plan::Run { term: Term::new(term), memory }
     }
 
     #[test]
@@ -212,13 +212,13 @@ mod tests {
         let receiving = ledger(B, &[Record::Receiving(switch())]);
         let ceded = source(&[Record::Ceded(switch())]);
         for l in [&receiving, &ceded] {
-            let hot = resolve(RUN, &facts(l, beside(1, A), Memory::Whole));
-            assert_eq!(hot, run(3, Memory::Whole));
+            let hot = resolve(RUN, &facts(l, Some(beside(1, A)), Memory::Whole));
+            assert_eq!(hot, Ok(run(3, Memory::Whole)));
             for stamp in [beside(2, A), beside(2, B)] {
-                let hot = resolve(RUN, &facts(l, stamp, Memory::Whole));
+                let hot = resolve(RUN, &facts(l, Some(stamp), Memory::Whole));
                 assert!(matches!(hot, Err(Refused::OldMemory(_))), "{hot:?}");
-                let cold = resolve(RUN, &facts(l, stamp, Memory::Gone));
-                assert_eq!(cold, run(3, Memory::Gone), "there is always a way out");
+                let cold = resolve(RUN, &facts(l, Some(stamp), Memory::Gone));
+                assert_eq!(cold, Ok(run(3, Memory::Gone)), "there is always a way out");
             }
         }
     }
@@ -228,7 +228,7 @@ mod tests {
         let ceded = source(&[Record::Ceded(switch())]);
         let f = facts(&ceded, None, Memory::Whole);
         assert_eq!(resolve(RUN, &f), Err(Refused::MayLoseWork(B)));
-        assert_eq!(resolve(LOSE, &f), run(3, Memory::Whole));
+        assert_eq!(resolve(LOSE, &f), Ok(run(3, Memory::Whole)));
         let moved = source(&[Record::Moved(switch())]);
         let f = facts(&moved, None, Memory::Whole);
         assert_eq!(resolve(LOSE, &f), Err(Refused::Confirmed(B)));
@@ -240,13 +240,13 @@ mod tests {
     #[test]
     fn what_other_hosts_know_counts() {
         let offered = source(&[]);
-        let f = facts(&offered, beside(1, A), Memory::Gone);
+        let f = facts(&offered, Some(beside(1, A)), Memory::Gone);
         let there = Facts { elsewhere: Term::new(3), ..f };
         assert!(matches!(resolve(RUN, &there), Err(Refused::HigherTerm { .. })));
         let alive = Facts { runs_at: Some(B), ..f };
         assert_eq!(resolve(RUN, &alive), Err(Refused::RunsAt(B)));
         let withdrawn = source(&[Record::Withdrawn(switch())]);
-        let f = facts(&withdrawn, beside(1, A), Memory::Gone);
+        let f = facts(&withdrawn, Some(beside(1, A)), Memory::Gone);
         assert_eq!(resolve(RUN, &f), Err(Refused::Settled));
     }
 
@@ -259,7 +259,7 @@ mod tests {
             (source(&[Record::Ceded(s)]), Record::Moved(s)),
             (receiving.clone(), Record::Tombstone(s)),
         ] {
-            let f = facts(&l, beside(1, A), Memory::Whole);
+            let f = facts(&l, Some(beside(1, A)), Memory::Whole);
             assert_eq!(resolve(Wish::GiveUp, &f), Ok(Plan::GiveUp(record)));
             assert_eq!(l.apply(record, BOOT).unwrap().owned(), None);
         }

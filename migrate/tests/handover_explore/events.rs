@@ -248,10 +248,9 @@ fn process_events(
             match source.state() {
                 source::State::Copying if world.offers > 0 => events.push(Event::Switch(host)),
                 source::State::Offered(_) => events.push(Event::Cancel(host)),
-                source::State::Stopping { .. } | source::State::InDoubt(_) => {
-                    events.push(Event::Timer(host, Timer::Deadline));
-                }
-                source::State::Deciding { .. } => {
+                source::State::Stopping { .. }
+                | source::State::InDoubt(_)
+                | source::State::Deciding { .. } => {
                     events.push(Event::Timer(host, Timer::Deadline));
                 }
                 source::State::Kept { .. } if may_offer => events.push(Event::Attempt(host)),
@@ -421,13 +420,13 @@ impl<'a> Step<'a> {
         };
         self.feed(host, Input::Timer(timer));
         // The bug answers for the journal and the disks.
-        if let (Some(switch), Timer::Deadline) = (in_doubt, timer) {
-            if self.bounds.has(Bug::ResumeOnTimeout) {
-                self.world.hosts[host].queue.clear();
-                self.feed(host, Input::Recorded(Record::Withdrawn(switch)));
-                self.todo(host).clear();
-                self.feed(host, Input::Stamped(switch.term));
-            }
+        if let (Some(switch), Timer::Deadline) = (in_doubt, timer)
+            && self.bounds.has(Bug::ResumeOnTimeout)
+        {
+            self.world.hosts[host].queue.clear();
+            self.feed(host, Input::Recorded(Record::Withdrawn(switch)));
+            self.todo(host).clear();
+            self.feed(host, Input::Stamped(switch.term));
         }
     }
 

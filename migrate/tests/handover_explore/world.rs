@@ -1,13 +1,15 @@
 //! Two hosts, their journals, marks, processes and daemons, one shared disk, a network and an
 //! arbiter, as one value. Ghost fields know what no party knows: how often the guest ran.
 
+use std::fmt;
+
 use migrate_engine::handover::daemon::Keeper;
 use migrate_engine::handover::effect::Effect;
 use migrate_engine::handover::journal::{Ledger, Mark, Record};
 use migrate_engine::handover::message::Message;
 use migrate_engine::handover::source::{self, Source, pause_limit};
 use migrate_engine::handover::target::{self, Target};
-use migrate_engine::handover::term::{Beside, BootId, HostId, Millis, Stamp, Term};
+use migrate_engine::handover::term::{Beside, BootId, HostId, Millis, Stamp, Switch, Term};
 
 use crate::bugs::Bug;
 
@@ -51,6 +53,19 @@ impl Bounds {
 
     pub fn has(&self, bug: Bug) -> bool {
         self.bug == Some(bug)
+    }
+}
+
+impl fmt::Display for Bounds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} faults, {} offers", self.faults, self.offers)?;
+        let notes = [
+            (self.drops, ", messages lost"),
+            (!self.coarse, ", every step apart"),
+            (self.arbiter, ", arbiter"),
+            (!self.shared, ", no shared disks"),
+        ];
+        notes.iter().filter(|(on, _)| *on).try_for_each(|(_, note)| f.write_str(note))
     }
 }
 
@@ -145,6 +160,17 @@ pub fn index(host: HostId) -> usize {
 
 pub fn boot(n: u8) -> BootId {
     BootId(n.into())
+}
+
+impl Process {
+    /// The switch that it is about.
+    pub fn switch(&self) -> Option<&Switch> {
+        match &self.role {
+            Role::Plain => None,
+            Role::Source(source) => source.switch(),
+            Role::Target(target) => target.switch(),
+        }
+    }
 }
 
 impl Host {

@@ -75,8 +75,9 @@ pub(super) fn asking(
     let cede = match heard(keeper, input)? {
         // Only we could let a prepared target go; these words stay true.
         (TargetSays::Prepared | TargetSays::Ran { .. }, _) => true,
-        (TargetSays::NeverRan, _) => false,
-        (TargetSays::NotPrepared | TargetSays::NeverRecorded, true) => false,
+        (TargetSays::NeverRan, _) | (TargetSays::NotPrepared | TargetSays::NeverRecorded, true) => {
+            false
+        }
         (TargetSays::LostMemory, true) if not_ceded => false,
         _ => return None,
     };
@@ -139,7 +140,7 @@ pub(super) fn deciding(
     input: Input,
     now: Millis,
 ) -> Next {
-    let wait = |expect| ask(Acting::Deciding { switch, expect, want }, expect, want, now);
+    let retry = |expect| ask(Acting::Deciding { switch, expect, want }, expect, want, now);
     let ceded = expect == switch.moved();
     match input {
         Input::Arbiter(s) if s == switch.moved() && !ceded => {
@@ -153,9 +154,9 @@ pub(super) fn deciding(
         Input::Arbiter(s) if s == switch.withdrawn() => {
             Some(record(switch, Record::Withdrawn(switch)))
         }
-        Input::Arbiter(s) if s == expect || switch.is_held(s) => Some(wait(s)),
+        Input::Arbiter(s) if s == expect || switch.is_held(s) => Some(retry(s)),
         Input::Arbiter(_) => Some(superseded(switch)),
-        Input::ArbiterSilent | Input::Timer(Timer::Again) => Some(wait(expect)),
+        Input::ArbiterSilent | Input::Timer(Timer::Again) => Some(retry(expect)),
         _ if is_ask(input) => {
             let here = Acting::Deciding { switch, expect, want };
             Some((here, vec![meanwhile(switch, expect)]))

@@ -43,7 +43,6 @@ pub(super) fn returning(
     let own = |term| Record::Owner { term };
     match (step, input) {
         (Return::Locking, Input::OwnerTaken(beside)) => Some(locked(setup, switch, beside)),
-        (Return::Locking, Input::OwnerBusy) => Some((to(step), vec![again(now)])),
         (Return::Locking, Input::Timer(Timer::Again)) => Some((to(step), vec![Effect::TakeOwner])),
         (Return::Deciding(term), Input::Arbiter(s)) if s == mine(setup, term) => {
             Some((to(Return::Recording(term)), vec![Effect::Record(own(term))]))
@@ -56,7 +55,8 @@ pub(super) fn returning(
         (Return::Recording(term), Input::Recorded(r)) if r == own(term) => {
             Some((to(Return::Stamping(term)), vec![Effect::Stamp(term)]))
         }
-        (
+        (Return::Locking, Input::OwnerBusy)
+        | (
             Return::Recording(_) | Return::Stamping(_),
             Input::RecordFailed(_) | Input::StampFailed,
         ) => Some((to(step), vec![again(now)])),

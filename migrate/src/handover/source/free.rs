@@ -8,16 +8,16 @@ use super::{LINK_MS, Next, Setup, State, again};
 
 /// An abort is free here. It is recorded without waiting for it: otherwise the journal would read
 /// like one in doubt after a reboot, months later.
-fn abort(switch: Switch, why: Why, mut effects: Vec<Effect>) -> Next {
+fn abort(switch: Switch, why: Why, mut effects: Vec<Effect>) -> (State, Vec<Effect>) {
     effects.push(Effect::Record(Record::Withdrawn(switch)));
     effects.push(Effect::Report(Notice::Kept(why)));
-    Some((State::Kept { switch: Some(switch), said: false }, effects))
+    (State::Kept { switch: Some(switch), said: false }, effects)
 }
 
 /// An end before anything was recorded.
-fn end(why: Why) -> Next {
+fn end(why: Why) -> (State, Vec<Effect>) {
     let effects = vec![Effect::EndAttempt, Effect::Report(Notice::Kept(why))];
-    Some((State::Kept { switch: None, said: false }, effects))
+    (State::Kept { switch: None, said: false }, effects)
 }
 
 /// Inputs that end an attempt wherever that is free.
@@ -39,12 +39,13 @@ fn ends(input: Input) -> Option<Why> {
 /// The guest runs: copying, offering, offered.
 pub(super) fn running(setup: &Setup, state: State, input: Input, now: Millis) -> Next {
     if let Some(why) = ends(input) {
-        return match state {
-            State::Offered(switch) => abort(switch, why, Vec::new()),
+        return Some(match state {
             // The record may be on its way: the withdrawal follows it.
-            State::Offering { switch, stamped: true } => abort(switch, why, Vec::new()),
+            State::Offered(switch) | State::Offering { switch, stamped: true } => {
+                abort(switch, why, Vec::new())
+            }
             _ => end(why),
-        };
+        });
     }
     match (state, input) {
         // Streams move over to the link that came back; a late timer finds it there.
@@ -64,12 +65,12 @@ pub(super) fn running(setup: &Setup, state: State, input: Input, now: Millis) ->
             let record = Effect::Record(Record::Offered(switch));
             Some((State::Offering { switch, stamped: true }, vec![record]))
         }
-        (State::Offering { stamped: false, .. }, Input::StampFailed) => end(Why::Stamp),
+        (State::Offering { stamped: false, .. }, Input::StampFailed) => Some(end(Why::Stamp)),
         (State::Offering { switch, .. }, Input::Recorded(r)) if r == Record::Offered(switch) => {
             Some((State::Offered(switch), offer(switch, now)))
         }
         (State::Offering { switch, .. }, Input::RecordFailed(_)) => {
-            abort(switch, Why::Journal, Vec::new())
+            Some(abort(switch, Why::Journal, Vec::new()))
         }
         (State::Offered(switch), Input::Timer(Timer::Again)) => Some((state, offer(switch, now))),
         (State::Offered(switch), Input::Heard(message)) if is(&message, TargetSays::Ready) => {
@@ -103,7 +104,7 @@ pub(super) fn stopping(
     };
     if let Some(why) = why {
         let run_on = if why == Why::GuestEnded { vec![] } else { vec![Effect::Resume] };
-        return abort(switch, why, run_on);
+        return Some(abort(switch, why, run_on));
     }
     match input {
         Input::Paused => Some((State::Stopping { switch, sent }, vec![Effect::LastRound])),
@@ -112,7 +113,7 @@ pub(super) fn stopping(
             Some((State::Stopping { switch, sent: true }, vec![Effect::ReadArbiter]))
         }
         Input::Arbiter(stamp) if sent && switch.is_held(stamp) => Some(doubt(setup, switch, now)),
-        Input::Arbiter(_) if sent => abort(switch, Why::Arbiter, vec![Effect::Resume]),
+        Input::Arbiter(_) if sent => Some(abort(switch, Why::Arbiter, vec![Effect::Resume])),
         Input::LastRoundDone => Some(doubt(setup, switch, now)),
         _ => None,
     }

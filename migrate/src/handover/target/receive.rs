@@ -7,12 +7,12 @@ use super::super::term::{Millis, Switch, Term};
 use super::{Arrived, Next, ORPHAN_MS, Setup, State, again, asks, bury, says};
 
 /// Leaves no trace.
-fn not_taken(why: Why, mut effects: Vec<Effect>) -> Next {
+fn not_taken(why: Why, mut effects: Vec<Effect>) -> (State, Vec<Effect>) {
     effects.extend([Effect::Discard, Effect::Report(Notice::NotTaken(why))]);
-    Some((State::NotTaken, effects))
+    (State::NotTaken, effects)
 }
 
-fn refuse(switch: Switch, why: Refusal, effects: Vec<Effect>) -> Next {
+fn refuse(switch: Switch, why: Refusal, effects: Vec<Effect>) -> (State, Vec<Effect>) {
     let no = says(switch, TargetSays::Refuses(why), None);
     not_taken(Why::Refused(why), [vec![no], effects].concat())
 }
@@ -26,17 +26,17 @@ pub(super) fn first_heard(setup: &Setup, state: State, switch: Switch, what: ToT
                 && switch.before < switch.term
                 && switch.term < Term::LIMIT;
             if !fits {
-                return refuse(switch, Refusal::Malformed, Vec::new());
+                return Some(refuse(switch, Refusal::Malformed, Vec::new()));
             }
             if switch.term <= setup.highest {
-                return refuse(switch, Refusal::OldTerm, Vec::new());
+                return Some(refuse(switch, Refusal::OldTerm, Vec::new()));
             }
             Some((State::Accepting { switch, locked: false }, vec![Effect::TakeNext]))
         }
         // The source is dead, and we have nothing of it on record.
         (State::Filling, ToTarget::Probe(question)) => {
             let answer = says(switch, TargetSays::NeverRecorded, Some(question));
-            not_taken(Why::LinkLost, vec![answer])
+            Some(not_taken(Why::LinkLost, vec![answer]))
         }
         (State::NotTaken, ToTarget::Offer) => {
             let no = says(switch, TargetSays::Refuses(Refusal::NotWaiting), None);
@@ -59,10 +59,9 @@ pub(super) fn filling(input: Input, now: Millis) -> Next {
         Input::LinkBack => {
             Some((State::Filling, vec![Effect::SetTimer(Timer::Link, Millis(u64::MAX))]))
         }
-        Input::Timer(Timer::Link) => not_taken(Why::LinkLost, Vec::new()),
-        Input::AttemptEnded => not_taken(Why::Cancelled, Vec::new()),
-        Input::Cancel => not_taken(Why::Cancelled, Vec::new()),
-        Input::Rehearsed(false) => not_taken(Why::Refused(Refusal::Incompatible), Vec::new()),
+        Input::Timer(Timer::Link) => Some(not_taken(Why::LinkLost, Vec::new())),
+        Input::AttemptEnded | Input::Cancel => Some(not_taken(Why::Cancelled, Vec::new())),
+        Input::Rehearsed(false) => Some(not_taken(Why::Refused(Refusal::Incompatible), Vec::new())),
         _ => None,
     }
 }
@@ -73,11 +72,11 @@ pub(super) fn accepting(switch: Switch, locked: bool, input: Input, now: Millis)
     match input {
         Input::NextTaken(beside) if !locked => {
             if beside.supersedes(switch.moved()) || beside.highest() > switch.term {
-                return refuse(switch, Refusal::DiskNewer, vec![Effect::DropNext]);
+                return Some(refuse(switch, Refusal::DiskNewer, vec![Effect::DropNext]));
             }
             Some((State::Accepting { switch, locked: true }, vec![Effect::Record(record)]))
         }
-        Input::NextBusy if !locked => refuse(switch, Refusal::DiskTaken, Vec::new()),
+        Input::NextBusy if !locked => Some(refuse(switch, Refusal::DiskTaken, Vec::new())),
         Input::Recorded(r) if r == record => {
             let effects = vec![says(switch, TargetSays::Ready, None), again(now)];
             Some((State::Receiving { switch, ended: false }, effects))
