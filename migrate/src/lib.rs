@@ -8,6 +8,7 @@
 
 pub mod codec;
 pub mod converge;
+pub mod handover;
 pub mod port;
 pub mod track;
 pub mod unit;

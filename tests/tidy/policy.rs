@@ -75,6 +75,7 @@ pub const UNSAFE_FILES: &[(&str, &str)] = &[
 pub const PURE: &[&str] = &[
     "migrate/src/codec",
     "migrate/src/converge",
+    "migrate/src/handover",
     "migrate/src/port",
     "migrate/src/track",
     "migrate/src/unit",
@@ -94,7 +95,7 @@ pub const PURE: &[&str] = &[
 
 /// Modules that will be pure. One that exists belongs into [`PURE`]; until then it is checked
 /// from here, so that none is born impure.
-pub const PURE_TO_COME: &[&str] = &["migrate/src/handover"];
+pub const PURE_TO_COME: &[&str] = &[];
 
 /// Paths that a pure module must not name, with everything below them.
 pub const IMPURE_PATHS: &[&str] = &[
