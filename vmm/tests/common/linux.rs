@@ -43,10 +43,12 @@ pub struct Boot<'a> {
     pub kernel: &'a str,
     pub acpi: bool,
     pub extra: &'a str,
+    /// Longest time to the shell, seconds.
+    pub patience: u64,
 }
 
 impl Boot<'_> {
-    pub const ACPI: Self = Boot { kernel: "vmlinux", acpi: true, extra: "" };
+    pub const ACPI: Self = Boot { kernel: "vmlinux", acpi: true, extra: "", patience: PATIENCE };
 
     fn source(self, kvm: &Kvm, images: &Path) -> BootSource {
         let hardware = matches!(kvm.backend(), Backend::Hardware);
@@ -189,7 +191,7 @@ impl Linux {
         let mut source = how.source(kvm, images);
         let (paused, host) = boot_source(kvm, shape, &mut source, backing.devices());
         let mut linux = Self::new(resume(paused), shape, host, backing);
-        linux.wait("GUEST-READY");
+        linux.wait_within("GUEST-READY", how.patience);
         // Until the shell is there, the terminal echoes.
         linux.run("true");
         linux
@@ -206,7 +208,7 @@ impl Linux {
     }
 
     /// Goes on in another machine after standing still for `pause`. Also says how long, at
-    /// least, no machine ran it.
+    /// least, no machine ran it. What was typed and not read yet is lost with the old console.
     pub fn moved(self, kvm: &Kvm, pause: Duration, mode: ClockMode) -> (Self, Duration) {
         let mut old = self.running.pause();
         let bytes = state::encode(&old.save().unwrap()).unwrap();
@@ -250,7 +252,11 @@ impl Linux {
 
     /// Waits for `text` behind what was waited for before; returns what stood between.
     pub fn wait(&mut self, text: &str) -> String {
-        let deadline = within(PATIENCE);
+        self.wait_within(text, PATIENCE)
+    }
+
+    fn wait_within(&mut self, text: &str, seconds: u64) -> String {
+        let deadline = within(seconds);
         loop {
             if let Some(at) = self.text[self.seen..].find(text) {
                 let between = self.text[self.seen..self.seen + at].to_owned();
