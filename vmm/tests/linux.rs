@@ -92,8 +92,9 @@ fn two_processors() {
     assert_eq!(linux.event("GUEST-REBOOT"), Some(GuestEvent::Reset));
 }
 
-/// One program at a time: where ring 0 is emulated, also under QEMU, a program that starts while
-/// another wakes up now and then sometimes finds a page of the other in its memory.
+/// One program at a time. On a host where ring 0 is emulated, a program that started while another
+/// woke up now and then was seen to find the other's data in its own memory, under QEMU too and
+/// without any save. The cause is not known.
 #[test]
 fn goes_on_elsewhere_in_the_middle_of_everything() {
     let Some((kvm, mut linux)) = woken() else { return };
