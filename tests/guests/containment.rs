@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::support::{Home, descriptors, kvm, pid_of, run};
+use crate::support::{Home, descriptors, eventually, kvm, pid_of, run};
 
 /// A field of `/proc/PID/status`, of the process or of one of its threads.
 fn status(path: &Path, field: &str) -> String {
@@ -61,7 +61,13 @@ fn assert_only_needed(home: &Home, info: &Value, disks: &[&str]) {
         journal,
     ];
     let (mut sockets, mut logs) = (0, 0);
-    for path in descriptors(pid) {
+    // The pipe of the answer to its launcher is closed just after the launcher has read it.
+    let settled = eventually("the answer's pipe is closed", || {
+        let all = descriptors(pid);
+        let open = |p: &std::path::PathBuf| p.to_string_lossy().starts_with("pipe:[");
+        if all.iter().any(open) { None } else { Some(all) }
+    });
+    for path in settled {
         let text = path.to_str().unwrap().to_owned();
         sockets += usize::from(text.starts_with("socket:["));
         logs += usize::from(path == dirs.guest_log(name));
