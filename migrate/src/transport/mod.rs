@@ -13,6 +13,7 @@
 //! carries the frames does not show there. Priorities are set in this module and nowhere else.
 
 pub mod frame;
+pub mod identity;
 pub mod link;
 pub mod mem;
 pub mod meter;
