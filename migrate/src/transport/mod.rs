@@ -17,3 +17,4 @@ pub mod identity;
 pub mod link;
 pub mod mem;
 pub mod meter;
+pub mod quic;

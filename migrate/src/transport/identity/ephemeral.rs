@@ -12,6 +12,7 @@ pub const NAME: &str = "data.migrate";
 ///
 /// Whoever accepts it does so by its [fingerprint](Self::fingerprint), which came over the
 /// daemons' connection; names and dates in it mean nothing.
+#[derive(Clone)]
 pub struct Ephemeral {
     certificate: CertificateDer<'static>,
     key: Vec<u8>,

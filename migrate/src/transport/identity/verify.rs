@@ -56,8 +56,8 @@ pub enum Admitted {
     Inviter {
         /// Its name.
         name: HostName,
-        /// Its CA's certificate in DER: the joining host trusts it from now on.
-        authority: Vec<u8>,
+        /// Its CA's certificate: the joining host trusts it from now on.
+        authority: Fingerprint,
     },
     /// The holder of the pinned certificate.
     Pinned,
@@ -112,7 +112,7 @@ impl Policy {
                 })?;
                 let anchors = std::slice::from_ref(authority);
                 let (name, _) = check_host(algorithms, leaf, issuers, anchors, now)?;
-                Ok(Admitted::Inviter { name, authority: authority.to_vec() })
+                Ok(Admitted::Inviter { name, authority: Fingerprint::of(authority) })
             }
         }
     }

@@ -149,7 +149,7 @@ fn an_invitation_finds_its_ca() {
         panic!()
     };
     assert_eq!(who, name("host1"));
-    assert_eq!(Fingerprint::of(&authority), ours.fingerprint());
+    assert_eq!(authority, ours.fingerprint());
     assert_eq!(decide(&policy, &host(&theirs, "host1", NOW), NOW).unwrap_err().code(), "unknown-ca");
     // Showing the right CA without being signed by it.
     let mut mixed = host(&theirs, "host1", NOW).chain();
