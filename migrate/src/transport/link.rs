@@ -319,7 +319,8 @@ impl LinkHandle {
         self.0.0.ended.borrow().clone()
     }
 
-    /// The latest counters; taken several times a second.
+    /// The latest counters; taken ten times a second and once more by each connection right
+    /// after its end.
     pub fn stats(&self) -> LinkStats {
         self.0.0.stats.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -339,12 +340,18 @@ impl FrameSender {
         self.limit
     }
 
+    /// A frame for a link that has ended is refused at once, also while the queue has room.
+    fn check(&self, frame: &Bytes) -> Result<(), SendError> {
+        frame::check_len(frame.len(), self.limit)?;
+        self.link.0.ended.borrow().clone().map_or(Ok(()), |how| Err(how.into()))
+    }
+
     /// Queues a frame, waiting for room. Safe to cancel: the frame is queued wholly or not.
     ///
     /// # Errors
     /// The frame is empty or too long for the stream, or the link has ended.
     pub async fn send(&self, frame: Bytes) -> Result<(), SendError> {
-        frame::check_len(frame.len(), self.limit)?;
+        self.check(&frame)?;
         self.queue.send(frame).await.map_err(|_| self.link.0.how_it_ended().into())
     }
 
@@ -353,7 +360,7 @@ impl FrameSender {
     /// # Errors
     /// As [`send`](Self::send).
     pub fn blocking_send(&self, frame: Bytes) -> Result<(), SendError> {
-        frame::check_len(frame.len(), self.limit)?;
+        self.check(&frame)?;
         self.queue.blocking_send(frame).map_err(|_| self.link.0.how_it_ended().into())
     }
 }

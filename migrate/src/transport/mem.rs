@@ -267,7 +267,10 @@ mod tests {
             let (source, mut target, _cable) = pair(Options::default());
             target.handle.close(Close::new(CloseCode::Refused, "no room:\n 4 GiB short"));
             let Ended::Peer(close) = source.handle.ended().await else { panic!() };
-            assert_eq!((close.code, close.reason.as_str()), (CloseCode::Refused, "no room:  4 GiB short"));
+            assert_eq!(
+                (close.code, close.reason.as_str()),
+                (CloseCode::Refused, "no room:  4 GiB short")
+            );
             let sent = source.control.sender.send(frame(1)).await;
             assert!(sent.unwrap_err().to_string().contains("4 GiB short"));
             assert!(matches!(target.control.receiver.recv().await, Err(Ended::Here(_))));

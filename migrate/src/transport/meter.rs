@@ -18,8 +18,7 @@ const WEIGHT: f64 = 0.25;
 pub fn window(rate: u64, rtt: Duration, current: u64) -> Option<u64> {
     let micros = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX);
     let in_flight = u128::from(rate) * u128::from(micros) / 1_000_000;
-    let wanted =
-        u64::try_from(in_flight * 2).unwrap_or(u64::MAX).clamp(MIN_WINDOW, MAX_WINDOW);
+    let wanted = u64::try_from(in_flight * 2).unwrap_or(u64::MAX).clamp(MIN_WINDOW, MAX_WINDOW);
     (wanted.abs_diff(current) > current / 4).then_some(wanted)
 }
 
@@ -88,11 +87,7 @@ mod tests {
     use super::*;
 
     fn at(ms: u64, delivered: u64, busy_ms: u64) -> Totals {
-        Totals {
-            at: Duration::from_millis(ms),
-            delivered,
-            busy: Duration::from_millis(busy_ms),
-        }
+        Totals { at: Duration::from_millis(ms), delivered, busy: Duration::from_millis(busy_ms) }
     }
 
     #[test]

@@ -107,7 +107,8 @@ impl Authority {
         let request = CertificateSigningRequestParams::from_pem(request_pem)
             .map_err(|e| refuse(e.to_string()))?;
         let wanted = name.dns();
-        let asks_for_it = |san: &SanType| matches!(san, SanType::DnsName(d) if d.as_str() == wanted);
+        let asks_for_it =
+            |san: &SanType| matches!(san, SanType::DnsName(d) if d.as_str() == wanted);
         if request.params.subject_alt_names.iter().any(|san| !asks_for_it(san)) {
             return Err(refuse(format!("it asks for a name that is not {wanted}")));
         }

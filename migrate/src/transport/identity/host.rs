@@ -22,10 +22,9 @@ impl HostKey {
     /// # Errors
     /// The crypto library could not make it.
     pub fn generate() -> Result<Self, IdentityError> {
-        KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map(Self).map_err(|e| IdentityError::Make {
-            what: "a key",
-            detail: e.to_string(),
-        })
+        KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)
+            .map(Self)
+            .map_err(|e| IdentityError::Make { what: "a key", detail: e.to_string() })
     }
 
     /// A key from PKCS#8 PEM.
@@ -191,9 +190,8 @@ mod tests {
         let (key, other) = (HostKey::generate().unwrap(), HostKey::generate().unwrap());
         let request = key.request_pem(&name("a")).unwrap();
         let chain = authority.sign(&request, &name("a"), NOW).unwrap();
-        let error = |key: &str, chain: &str| {
-            HostIdentity::from_pem(key, chain).unwrap_err().to_string()
-        };
+        let error =
+            |key: &str, chain: &str| HostIdentity::from_pem(key, chain).unwrap_err().to_string();
         assert!(error(&other.pem(), &chain).contains("do not belong together"));
         assert!(error(&key.pem(), &key.pem()).contains("BEGIN CERTIFICATE"));
         assert!(error(&chain, &chain).contains("BEGIN PRIVATE KEY"));

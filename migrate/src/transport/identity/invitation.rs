@@ -99,19 +99,27 @@ pub struct Invitation {
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum InvitationError {
     /// It does not look like one.
-    #[error("this is not an invitation: it begins with `{PREFIX}` and comes from `migrate host invite`")]
+    #[error(
+        "this is not an invitation: it begins with `{PREFIX}` and comes from `migrate host invite`"
+    )]
     NotOne,
     /// Damaged on the way.
-    #[error("the invitation is damaged: a character is missing or wrong; copy the whole line again")]
+    #[error(
+        "the invitation is damaged: a character is missing or wrong; copy the whole line again"
+    )]
     Damaged,
     /// From another version.
-    #[error("the invitation has version {0}, this program knows {VERSION}: use the same release of migrate on both hosts")]
+    #[error(
+        "the invitation has version {0}, this program knows {VERSION}: use the same release of migrate on both hosts"
+    )]
     Version(u8),
     /// The address in it cannot be one.
     #[error("the address `{0}` is not HOST:PORT")]
     Address(String),
     /// Too late.
-    #[error("the invitation ran out on {expires}, and this host's clock says {now}: make a new one with `migrate host invite`, or set the clock")]
+    #[error(
+        "the invitation ran out on {expires}, and this host's clock says {now}: make a new one with `migrate host invite`, or set the clock"
+    )]
     Expired {
         /// Its last second.
         expires: Moment,
@@ -119,7 +127,9 @@ pub enum InvitationError {
         now: Moment,
     },
     /// The secret is not that of any open invitation.
-    #[error("the invitation is not known here, or was used already: make a new one with `migrate host invite`")]
+    #[error(
+        "the invitation is not known here, or was used already: make a new one with `migrate host invite`"
+    )]
     Unknown,
 }
 

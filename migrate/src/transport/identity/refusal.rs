@@ -134,11 +134,7 @@ impl Refusal {
     ///
     /// # Errors
     /// The host does not have the right.
-    pub fn unless(
-        has: super::Rights,
-        right: Right,
-        host: &HostName,
-    ) -> Result<(), Self> {
+    pub fn unless(has: super::Rights, right: Right, host: &HostName) -> Result<(), Self> {
         if has.has(right) { Ok(()) } else { Err(Self::NoRight { host: host.clone(), right }) }
     }
 

@@ -157,8 +157,9 @@ fn check_host(
     };
     let (not_before, not_after) = (claims.not_before, claims.not_after);
     match error {
-        webpki::Error::UnknownIssuer
-        | webpki::Error::InvalidSignatureForPublicKey => Err(unknown()),
+        webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => {
+            Err(unknown())
+        }
         // The date is looked at first. If nobody here signed it, that is the better reason.
         webpki::Error::CertExpired { .. } | webpki::Error::CertNotValidYet { .. }
             if matches!(at(not_after), Err(webpki::Error::UnknownIssuer)) =>

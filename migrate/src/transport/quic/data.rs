@@ -518,7 +518,10 @@ async fn run(
         }
         Ok(Made { endpoint, connection, outs, ins }) => {
             if ready.send(Ok(())).is_err() {
-                link.end(Ended::Here(Close::new(CloseCode::Cancelled, "given up while connecting")));
+                link.end(Ended::Here(Close::new(
+                    CloseCode::Cancelled,
+                    "given up while connecting",
+                )));
             }
             serve(connection, lane, link, outs, ins).await;
             say_goodbye(&endpoint).await;
@@ -532,9 +535,9 @@ async fn all_ready(
     link: &Shared,
 ) -> Result<(), ConnectError> {
     for ready in started {
-        let result = ready.await.unwrap_or_else(|_| {
-            Err(ConnectError::here("make a connection", "its thread died"))
-        });
+        let result = ready
+            .await
+            .unwrap_or_else(|_| Err(ConnectError::here("make a connection", "its thread died")));
         if let Err(e) = result {
             let close = Close::new(CloseCode::Failed, "another connection of the link failed");
             link.end(Ended::Here(close));

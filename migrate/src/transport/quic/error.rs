@@ -117,15 +117,13 @@ impl ConnectError {
                     Self::Broken { peer, detail }
                 }
             }
-            ConnectionError::ApplicationClosed(frame) => {
-                match Heard::from_phrase(&frame.reason) {
-                    Some(heard) => Self::RefusedByPeer { peer, heard },
-                    None => {
-                        let code = frame.error_code.into_inner();
-                        Self::Closed { peer, close: Close::from_peer(code, &frame.reason) }
-                    }
+            ConnectionError::ApplicationClosed(frame) => match Heard::from_phrase(&frame.reason) {
+                Some(heard) => Self::RefusedByPeer { peer, heard },
+                None => {
+                    let code = frame.error_code.into_inner();
+                    Self::Closed { peer, close: Close::from_peer(code, &frame.reason) }
                 }
-            }
+            },
             ConnectionError::TransportError(e) => {
                 let code = u64::from(e.code);
                 if code == ALERT_CERTIFICATE_REQUIRED {

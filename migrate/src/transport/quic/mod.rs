@@ -57,7 +57,7 @@ mod stream;
 
 pub use data::{DataListener, dial};
 pub use error::ConnectError;
-pub use hosts::{Accepted, HostEndpoint, Session};
+pub use hosts::{Accepted, Dialler, HostEndpoint, Session, dial_to_join};
 pub use limiter::Limiter;
 pub use settings::Settings;
 pub use socket::Advice;

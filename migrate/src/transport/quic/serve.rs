@@ -54,14 +54,17 @@ pub(super) async fn serve(
             error = connection.closed() => {
                 // What arrived before the close is still given out.
                 drain(&mut tasks).await;
+                link.record(lane, watch.tick());
                 link.end(ended(error));
                 break link.ended().await;
             }
-            how = link.ended() => break how,
+            how = link.ended() => {
+                link.record(lane, watch.tick());
+                break how;
+            }
             _ = ticks.tick() => link.record(lane, watch.tick()),
         }
     };
-    link.record(lane, watch.tick());
     let close = match how {
         Ended::Here(close) => close,
         Ended::Peer(_) => Close::new(CloseCode::Done, ""),

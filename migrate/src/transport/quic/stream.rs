@@ -165,8 +165,7 @@ pub(super) async fn carry_out(mut out: Outgoing, mut stream: SendStream, flow: &
         let Ok(header) = frame::header(body.len(), out.limit) else { return };
         let len = body.len();
         flow.begin();
-        let written =
-            stream.write_all_chunks(&mut [Bytes::copy_from_slice(&header), body]).await;
+        let written = stream.write_all_chunks(&mut [Bytes::copy_from_slice(&header), body]).await;
         flow.end(len);
         if written.is_err() {
             return;

@@ -52,9 +52,8 @@ fn each_reason_is_its_own() {
     let theirs = Authority::generate("theirs", NOW).unwrap();
     let host2 = host(&ours, "host2", NOW);
     let any = policy(&ours, Hosts::default(), None);
-    let code = |policy: &Policy, host: &HostIdentity, now| {
-        decide(policy, host, now).unwrap_err().code()
-    };
+    let code =
+        |policy: &Policy, host: &HostIdentity, now| decide(policy, host, now).unwrap_err().code();
     let end = NOW.plus(HOST_LIFETIME);
     assert!(decide(&any, &host2, end).is_ok());
     assert_eq!(code(&any, &host2, end.plus(Duration::from_secs(1))), "expired");
@@ -150,7 +149,10 @@ fn an_invitation_finds_its_ca() {
     };
     assert_eq!(who, name("host1"));
     assert_eq!(authority, ours.fingerprint());
-    assert_eq!(decide(&policy, &host(&theirs, "host1", NOW), NOW).unwrap_err().code(), "unknown-ca");
+    assert_eq!(
+        decide(&policy, &host(&theirs, "host1", NOW), NOW).unwrap_err().code(),
+        "unknown-ca"
+    );
     // Showing the right CA without being signed by it.
     let mut mixed = host(&theirs, "host1", NOW).chain();
     mixed[1] = host1.chain().remove(1);

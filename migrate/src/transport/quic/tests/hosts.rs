@@ -188,10 +188,8 @@ fn an_invited_host_notices_somebody_else_at_the_address() {
         let site = site(&other, Hosts::default());
         let mut there = HostEndpoint::bind(any, mallory, site, settings.clone()).unwrap();
         let address = there.local_addr().unwrap();
-        let (joined, accepted) = tokio::join!(
-            dial_to_join(address, ca.fingerprint().into(), &settings),
-            there.accept()
-        );
+        let (joined, accepted) =
+            tokio::join!(dial_to_join(address, ca.fingerprint().into(), &settings), there.accept());
         check(joined.unwrap_err(), accepted.unwrap().unwrap_err(), "unknown-ca", &["invitation"]);
     });
 }
@@ -218,8 +216,11 @@ fn a_renewed_certificate_and_a_changed_site_take_effect() {
         there.replace(host1, site(&ca, hosts));
         let (second, _) = tokio::join!(here.dialler().dial(address, &wanted), there.accept());
         let second = second.unwrap_err();
-        assert!(matches!(&second, ConnectError::RefusedByPeer { heard, .. }
-            if heard.code == "removed"), "{second}");
+        assert!(
+            matches!(&second, ConnectError::RefusedByPeer { heard, .. }
+            if heard.code == "removed"),
+            "{second}"
+        );
         there.close("shutting down").await;
     });
 }

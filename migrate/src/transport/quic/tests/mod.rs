@@ -12,9 +12,7 @@ use std::{
 
 use super::*;
 use crate::transport::{
-    identity::{
-        Authority, Ephemeral, HostIdentity, HostKey, HostName, Moment, Site, site::Hosts,
-    },
+    identity::{Authority, Ephemeral, HostIdentity, HostKey, HostName, Moment, Site, site::Hosts},
     link::{SourceLink, TargetLink},
 };
 
@@ -24,9 +22,11 @@ const DAY: Duration = Duration::from_hours(24);
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn run<F: Future>(work: F) -> F::Output {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
-        tokio::time::timeout(PATIENCE, work).await.expect("the test hangs")
-    })
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(async { tokio::time::timeout(PATIENCE, work).await.expect("the test hangs") })
 }
 
 fn now() -> Moment {
