@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The fourth number is a budget in bytes of UDP payload per second; then the rate of every two
-//! seconds is printed, as the socket's counters have it.
+//! seconds is printed, as counted at the sockets.
 
 use std::{
     error::Error,
@@ -20,7 +20,7 @@ use std::{
 use bytes::Bytes;
 use migrate_engine::transport::{
     identity::Ephemeral,
-    link::{Close, CloseCode, LinkHandle, SourceLink, TargetLink},
+    link::{Close, CloseCode, SourceLink, TargetLink},
     quic::{DataListener, Limiter, Settings, dial, tls},
 };
 use nix::sys::resource::{UsageWho, getrusage};
@@ -84,8 +84,8 @@ fn once(
             count == frames
         }));
     }
-    if rate.is_some() {
-        print_rates(&source.handle, &threads, out)?;
+    if let Some(limiter) = &settings.limiter {
+        print_rates(limiter, &threads, out)?;
     }
     let complete = threads.into_iter().map(|t| t.join().unwrap_or(false)).fold(true, |a, b| a & b);
     let (took, after) = (start.elapsed().as_secs_f64(), cpu()?);
@@ -134,14 +134,14 @@ async fn connect(
 
 /// Prints the rate of every two seconds until the threads are done.
 fn print_rates<T>(
-    link: &LinkHandle,
+    limiter: &Limiter,
     threads: &[std::thread::JoinHandle<T>],
     out: &mut impl Write,
 ) -> Result<()> {
-    let mut last = (Instant::now(), link.stats().sent_bytes());
+    let mut last = (Instant::now(), limiter.total());
     while !threads.iter().all(std::thread::JoinHandle::is_finished) {
         std::thread::sleep(Duration::from_secs(2));
-        let now = (Instant::now(), link.stats().sent_bytes());
+        let now = (Instant::now(), limiter.total());
         #[expect(clippy::cast_precision_loss, reason = "printed with four digits")]
         let rate = (now.1 - last.1) as f64 / (now.0 - last.0).as_secs_f64();
         writeln!(out, "  {rate:12.0} bytes of UDP payload per second")?;

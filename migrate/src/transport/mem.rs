@@ -60,7 +60,7 @@ impl Cable {
     }
 }
 
-/// SplitMix64: one multiplication away from a counter, and enough to shuffle with.
+/// `SplitMix64`: one multiplication away from a counter, and enough to shuffle with.
 #[derive(Debug)]
 struct Turns {
     state: u64,
@@ -202,8 +202,7 @@ mod tests {
             for task in tasks {
                 task.await.unwrap();
             }
-            let order = order.lock().unwrap().clone();
-            order
+            std::mem::take(&mut *order.lock().unwrap())
         })
     }
 

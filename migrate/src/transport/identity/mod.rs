@@ -12,7 +12,7 @@
 //! each other. There is no second, lenient path that must not be forgotten.
 //!
 //! TLS alerts are too coarse for people (`unknown CA`, `certificate unknown`), but QUIC closes a
-//! failed handshake with a CONNECTION_CLOSE frame that has a reason phrase (RFC 9000, 19.19). The
+//! failed handshake with a `CONNECTION_CLOSE` frame that has a reason phrase (RFC 9000, 19.19). The
 //! refusal travels there as text with a stable code, see [`Refusal::phrase`]. The phrase is all
 //! that a refused peer learns, and what a peer's phrase says is shown as *its* words: it comes
 //! from somebody who has not been accepted. It is cut, cleaned and never acted on.

@@ -329,4 +329,5 @@ impl ClientCertVerifier for Doorkeeper {
 }
 
 #[cfg(test)]
+#[expect(clippy::similar_names, reason = "host2 is one of the hosts")]
 mod tests;

@@ -71,7 +71,7 @@ impl DataListener {
                 None => {
                     return Err(ConnectError::here(
                         "listen for data",
-                        format!("{} UDP ports are needed; widen `data_ports`", lanes + 1),
+                        &format!("{} UDP ports are needed; widen `data_ports`", lanes + 1),
                     ));
                 }
             };
@@ -81,7 +81,7 @@ impl DataListener {
                     advice = more;
                 }
                 Err(e) if e.kind() == std::io::ErrorKind::AddrInUse && !any => {}
-                Err(e) => return Err(ConnectError::here("bind a UDP socket", e)),
+                Err(e) => return Err(ConnectError::here("bind a UDP socket", &e)),
             }
         }
         Ok(Self { sockets, advice })
@@ -187,7 +187,7 @@ pub async fn dial(
     let (mut advice, mut started) = (Vec::new(), Vec::new());
     for (address, (role, lane, streams)) in addresses.iter().copied().zip(parts) {
         let (socket, more) = socket::bind(socket::any_port(address, local))
-            .map_err(|e| ConnectError::here("bind a UDP socket", e))?;
+            .map_err(|e| ConnectError::here("bind a UDP socket", &e))?;
         advice = more;
         let call = Call::new(own, peer, settings, role, address)?;
         let (budget, link) = (budget_of(settings, lane), Arc::clone(&link));
@@ -244,7 +244,7 @@ impl Call {
     ) -> Result<Self, ConnectError> {
         let doorkeeper = Doorkeeper::strict(Policy::Pinned(peer), tls::algorithms());
         let tls = tls::client(Own::Ephemeral(own), Arc::clone(&doorkeeper), tls::DATA)
-            .map_err(|e| ConnectError::here("set up TLS", e))?;
+            .map_err(|e| ConnectError::here("set up TLS", &e))?;
         let mut config = quinn::ClientConfig::new(Arc::new(tls));
         config.transport_config(Arc::new(settings.transport(0)));
         Ok(Self { settings: settings.clone(), role, address, doorkeeper, config })
@@ -255,7 +255,7 @@ impl Call {
         let work = async {
             let connection = endpoint
                 .connect_with(self.config, peer, ephemeral::NAME)
-                .map_err(|e| ConnectError::here("connect", e))?
+                .map_err(|e| ConnectError::here("connect", &e))?
                 .await
                 .map_err(|e| ConnectError::from_quic(peer, &self.doorkeeper, &e))?;
             let opened = open(&connection, self.role, streams).await;
@@ -314,7 +314,7 @@ impl Doors {
         let doorkeeper = Doorkeeper::strict(Policy::Pinned(self.peer), tls::algorithms());
         let own = Own::Ephemeral(&self.own);
         let tls = tls::server(own, Arc::clone(&doorkeeper), &[tls::DATA])
-            .map_err(|e| ConnectError::here("set up TLS", e))?;
+            .map_err(|e| ConnectError::here("set up TLS", &e))?;
         let mut config = ServerConfig::with_crypto(Arc::new(tls));
         config.transport_config(Arc::new(self.settings.transport(1))).migration(false);
         Ok((config, doorkeeper))
@@ -334,7 +334,7 @@ impl Doors {
                     Some(done) = knocks.join_next() => match done {
                         Ok(Ok(made)) => return Ok(made),
                         Ok(Err(e)) => last = Some(Box::new(e)),
-                        Err(e) => return Err(ConnectError::here("accept a connection", e)),
+                        Err(e) => return Err(ConnectError::here("accept a connection", &e)),
                     },
                     knock = endpoint.accept() => match knock {
                         None => return Err(ConnectError::here("accept", "the socket is closed")),
@@ -436,7 +436,7 @@ pub(super) fn endpoint(
     budget: Budget,
     server: Option<ServerConfig>,
 ) -> Result<Endpoint, ConnectError> {
-    let here = |e| ConnectError::here("set up a UDP socket", e);
+    let here = |e| ConnectError::here("set up a UDP socket", &e);
     let socket = TokioRuntime.wrap_udp_socket(socket).map_err(here)?;
     let socket = Arc::new(Paced::new(socket, budget, settings.payload()));
     let config: EndpointConfig = settings.endpoint();
@@ -456,7 +456,7 @@ fn check_lanes(lanes: usize) -> Result<usize, ConnectError> {
         Ok(lanes)
     } else {
         let detail = format!("{lanes} bulk lanes where 1 to {MAX_LANES} are possible");
-        Err(ConnectError::here("make a link", detail))
+        Err(ConnectError::here("make a link", &detail))
     }
 }
 
@@ -483,7 +483,7 @@ where
 {
     let (ready, is_ready) = oneshot::channel();
     let name = lane.map_or_else(|| "link-control".to_owned(), |lane| format!("link-bulk-{lane}"));
-    let here = |e| ConnectError::here("start a thread for a connection", e);
+    let here = |e| ConnectError::here("start a thread for a connection", &e);
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(here)?;
     std::thread::Builder::new()
@@ -500,7 +500,7 @@ async fn unless_ended(
 ) -> Result<Made, ConnectError> {
     tokio::select! {
         made = made => made,
-        how = link.ended() => Err(ConnectError::here("make a connection", how)),
+        how = link.ended() => Err(ConnectError::here("make a connection", &how)),
     }
 }
 

@@ -87,7 +87,7 @@ pub enum ConnectError {
 
 impl ConnectError {
     /// An error on this side.
-    pub(super) fn here(what: &'static str, detail: impl ToString) -> Self {
+    pub(super) fn here(what: &'static str, detail: &(impl ToString + ?Sized)) -> Self {
         Self::Here { what, detail: detail.to_string() }
     }
 
@@ -117,13 +117,14 @@ impl ConnectError {
                     Self::Broken { peer, detail }
                 }
             }
-            ConnectionError::ApplicationClosed(frame) => match Heard::from_phrase(&frame.reason) {
-                Some(heard) => Self::RefusedByPeer { peer, heard },
-                None => {
+            ConnectionError::ApplicationClosed(frame) => {
+                if let Some(heard) = Heard::from_phrase(&frame.reason) {
+                    Self::RefusedByPeer { peer, heard }
+                } else {
                     let code = frame.error_code.into_inner();
                     Self::Closed { peer, close: Close::from_peer(code, &frame.reason) }
                 }
-            },
+            }
             ConnectionError::TransportError(e) => {
                 let code = u64::from(e.code);
                 if code == ALERT_CERTIFICATE_REQUIRED {

@@ -97,7 +97,7 @@ impl HostEndpoint {
         settings: Settings,
     ) -> Result<Self, ConnectError> {
         let (socket, advice) =
-            socket::bind(address).map_err(|e| ConnectError::here("bind the control port", e))?;
+            socket::bind(address).map_err(|e| ConnectError::here("bind the control port", &e))?;
         let own = Arc::new(RwLock::new(Own { identity, site }));
         let (server, _) = server_config(&read(&own), &settings)?;
         let endpoint = endpoint(socket, &settings, Budget::Free, Some(server))?;
@@ -187,7 +187,7 @@ pub async fn dial_to_join(
     settings: &Settings,
 ) -> Result<Session<Inviter>, ConnectError> {
     let (socket, _) = socket::bind(socket::any_port(address, None))
-        .map_err(|e| ConnectError::here("bind a UDP socket", e))?;
+        .map_err(|e| ConnectError::here("bind a UDP socket", &e))?;
     let endpoint = endpoint(socket, settings, Budget::Free, None)?;
     let doorkeeper = Doorkeeper::strict(Policy::Invited(authority), tls::algorithms());
     let client = client_config(tls::Own::Nothing, &doorkeeper, tls::JOIN, settings)?;
@@ -213,7 +213,7 @@ fn server_config(
     let doorkeeper = Doorkeeper::with_strangers(policy, tls::algorithms());
     let show = tls::Own::Host(&own.identity);
     let tls = tls::server(show, Arc::clone(&doorkeeper), &[tls::HOSTS, tls::JOIN])
-        .map_err(|e| ConnectError::here("set up TLS", e))?;
+        .map_err(|e| ConnectError::here("set up TLS", &e))?;
     let mut config = ServerConfig::with_crypto(Arc::new(tls));
     config.transport_config(Arc::new(settings.transport(0)));
     Ok((config, doorkeeper))
@@ -226,7 +226,7 @@ fn client_config(
     settings: &Settings,
 ) -> Result<quinn::ClientConfig, ConnectError> {
     let tls = tls::client(own, Arc::clone(doorkeeper), protocol)
-        .map_err(|e| ConnectError::here("set up TLS", e))?;
+        .map_err(|e| ConnectError::here("set up TLS", &e))?;
     let mut config = quinn::ClientConfig::new(Arc::new(tls));
     config.transport_config(Arc::new(settings.transport(0)));
     Ok(config)
@@ -251,7 +251,7 @@ impl Call<'_> {
             let connection = self
                 .endpoint
                 .connect_with(config, peer, name)
-                .map_err(|e| ConnectError::here("connect", e))?
+                .map_err(|e| ConnectError::here("connect", &e))?
                 .await
                 .map_err(|e| ConnectError::from_quic(peer, self.doorkeeper, &e))?;
             let opened = async {

@@ -7,7 +7,10 @@
 //! 2.5 % over two seconds from about 60 kB/s at 1500-byte datagrams.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -66,13 +69,14 @@ impl Bucket {
 pub struct Limiter {
     start: Instant,
     bucket: Mutex<Option<Bucket>>,
+    total: AtomicU64,
 }
 
 impl Limiter {
     /// A budget of `rate` bytes of UDP payload per second; `None` is no limit.
     pub fn new(rate: Option<u64>) -> Self {
         let bucket = rate.map(|rate| Bucket::new(rate, Duration::ZERO));
-        Self { start: Instant::now(), bucket: Mutex::new(bucket) }
+        Self { start: Instant::now(), bucket: Mutex::new(bucket), total: AtomicU64::new(0) }
     }
 
     /// Changes the rate; takes effect within a tenth of a second.
@@ -100,8 +104,14 @@ impl Limiter {
         Some(wait.min(LONGEST_WAIT))
     }
 
+    /// UDP payload sent so far on all sockets that have this budget, repeats included.
+    pub fn total(&self) -> u64 {
+        self.total.load(Ordering::Relaxed)
+    }
+
     /// Charges what was sent.
     pub(super) fn charge(&self, bytes: usize) {
+        self.total.fetch_add(bytes as u64, Ordering::Relaxed);
         let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(bucket) = bucket.as_mut() {
             bucket.take(bytes, self.start.elapsed());
@@ -151,7 +161,7 @@ mod tests {
                 now += wait.max(Duration::from_millis(1)) + late;
             }
             let two = Duration::from_secs(2);
-            let allowed = rate as usize * 2 * 105 / 100;
+            let allowed = usize::try_from(rate * 2 * 105 / 100).unwrap();
             let (mut first, mut sum) = (0, 0);
             for (at, bytes) in &sent {
                 sum += bytes;
@@ -162,8 +172,8 @@ mod tests {
                 prop_assert!(sum <= allowed, "{sum} > {allowed} before {at:?}");
             }
             let total: usize = sent.iter().map(|s| s.1).sum();
-            let due = rate as f64 * now.as_secs_f64();
-            prop_assert!(total as f64 >= due * 0.95, "{total} of {due}");
+            let due = u128::from(rate) * now.as_micros() / 1_000_000;
+            prop_assert!(total as u128 >= due * 95 / 100, "{total} of {due}");
         }
     }
 

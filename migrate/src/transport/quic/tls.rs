@@ -21,7 +21,7 @@ pub(super) const JOIN: &[u8] = b"migrate-join/1";
 pub(super) const DATA: &[u8] = b"migrate-data/1";
 
 /// The crypto provider of all connections: aws-lc-rs with AES-128-GCM before AES-256-GCM.
-/// ChaCha20, which halves the rate, only where the CPU has no AES.
+/// `ChaCha20`, which halves the rate, only where the CPU has no AES.
 pub fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
     Arc::clone(PROVIDER.get_or_init(|| {

@@ -209,19 +209,22 @@ fn a_short_cut_is_survived_and_a_long_one_is_not() {
         let lane = &source.lanes[0];
         for n in 0..20 {
             if n == 10 {
-                relays.iter().for_each(|r| r.up.store(false, Ordering::SeqCst));
+                relays[0].up.store(false, Ordering::SeqCst);
+                relays[1].up.store(false, Ordering::SeqCst);
             }
             lane.send(frame(n, 100_000)).await.unwrap();
         }
         while relays[1].dropped.load(Ordering::SeqCst) < 3 {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        relays.iter().for_each(|r| r.up.store(true, Ordering::SeqCst));
+        relays[0].up.store(true, Ordering::SeqCst);
+        relays[1].up.store(true, Ordering::SeqCst);
         for n in 0..20 {
             assert_eq!(target.lanes[0].recv().await.unwrap(), Some(frame(n, 100_000)));
         }
         assert_eq!((source.handle.has_ended(), target.handle.has_ended()), (None, None));
-        relays.iter().for_each(|r| r.up.store(false, Ordering::SeqCst));
+        relays[0].up.store(false, Ordering::SeqCst);
+        relays[1].up.store(false, Ordering::SeqCst);
         for ended in [source.handle.ended().await, target.handle.ended().await] {
             assert!(matches!(&ended, Ended::Lost(why) if why.contains("nothing was heard")));
         }
@@ -323,8 +326,9 @@ fn noise_on_the_port_changes_nothing() {
         let addresses = listener.addresses().unwrap();
         let noise = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         for n in 0..500u32 {
-            let bytes: Vec<u8> =
-                (0..n % 1300).map(|i| (n.wrapping_mul(2_654_435_761) >> (i % 24)) as u8).collect();
+            let bytes: Vec<u8> = (0..n % 1300)
+                .map(|i| (n.wrapping_mul(2_654_435_761) >> (i % 24)).to_le_bytes()[0])
+                .collect();
             noise.send_to(&bytes, addresses[n as usize % 2]).unwrap();
         }
         let (mut source, mut target) = link_to(listener, &addresses, &Settings::default()).await;

@@ -25,9 +25,9 @@ async fn attempt(
 }
 
 /// Checks that the one end refused with `code`, and that the other heard the same words.
-fn check(refuser: ConnectError, refused: ConnectError, code: &str, words: &[&str]) {
-    let ConnectError::Refused { refusal, .. } = &refuser else { panic!("{refuser}") };
-    let ConnectError::RefusedByPeer { heard, .. } = &refused else { panic!("{refused}") };
+fn check(refuser: &ConnectError, refused: &ConnectError, code: &str, words: &[&str]) {
+    let ConnectError::Refused { refusal, .. } = refuser else { panic!("{refuser}") };
+    let ConnectError::RefusedByPeer { heard, .. } = refused else { panic!("{refused}") };
     assert_eq!((refusal.code(), heard.code.as_str()), (code, code));
     assert_eq!(refusal.to_string(), heard.text);
     for word in words {
@@ -69,25 +69,25 @@ fn a_dialler_with_a_bad_certificate_is_refused_with_the_cause() {
         let expired = identity(&ca, "host2", now().minus(DAY * 100));
         let met = attempt((expired, Arc::clone(&plain)), "host1", acceptor.clone()).await;
         let (refused, refuser) = (met.dialled.unwrap_err(), met.accepted.unwrap_err());
-        check(refuser, refused, "expired", &["host2 expired on 20", "clock", "timedatectl"]);
+        check(&refuser, &refused, "expired", &["host2 expired on 20", "clock", "timedatectl"]);
 
         let early = identity(&ca, "host2", now().plus(DAY));
         let met = attempt((early, Arc::clone(&plain)), "host1", acceptor.clone()).await;
         let (refused, refuser) = (met.dialled.unwrap_err(), met.accepted.unwrap_err());
-        check(refuser, refused, "not-yet-valid", &["host2 is valid from", "clocks is wrong"]);
+        check(&refuser, &refused, "not-yet-valid", &["host2 is valid from", "clocks is wrong"]);
 
         let stranger = identity(&other, "host2", now());
         let met = attempt((stranger, Arc::clone(&plain)), "host1", acceptor.clone()).await;
         let (refused, refuser) = (met.dialled.unwrap_err(), met.accepted.unwrap_err());
         let print = ca.fingerprint().short();
-        check(refuser, refused, "unknown-ca", &["host2", &print, "migrate host join"]);
+        check(&refuser, &refused, "unknown-ca", &["host2", &print, "migrate host join"]);
 
         let mut hosts = Hosts::default();
         hosts.removed.insert(name("host2"), now());
         let removed = identity(&ca, "host2", now().minus(DAY));
         let met = attempt((removed, plain), "host1", (good, site(&ca, hosts))).await;
         let (refused, refuser) = (met.dialled.unwrap_err(), met.accepted.unwrap_err());
-        check(refuser, refused, "removed", &["host2 was removed", "migrate host invite"]);
+        check(&refuser, &refused, "removed", &["host2 was removed", "migrate host invite"]);
     });
 }
 
@@ -107,7 +107,7 @@ fn a_listener_with_a_bad_certificate_is_refused_with_the_cause() {
             let acceptor = (at_address, Arc::clone(&plain));
             let met = attempt(dialler.clone(), "host2", acceptor).await;
             let (refuser, refused) = (met.dialled.unwrap_err(), met.accepted.unwrap_err());
-            check(refuser, refused, code, &[words]);
+            check(&refuser, &refused, code, &[words]);
         }
     });
 }
@@ -190,7 +190,7 @@ fn an_invited_host_notices_somebody_else_at_the_address() {
         let address = there.local_addr().unwrap();
         let (joined, accepted) =
             tokio::join!(dial_to_join(address, ca.fingerprint().into(), &settings), there.accept());
-        check(joined.unwrap_err(), accepted.unwrap().unwrap_err(), "unknown-ca", &["invitation"]);
+        check(&joined.unwrap_err(), &accepted.unwrap().unwrap_err(), "unknown-ca", &["invitation"]);
     });
 }
 
