@@ -73,6 +73,13 @@ pub const UNSAFE_FILES: &[(&str, &str)] = &[
 
 /// Files or directories whose results depend on their arguments alone.
 pub const PURE: &[&str] = &[
+    "migrate/src/transport/frame.rs",
+    "migrate/src/transport/identity/moment.rs",
+    "migrate/src/transport/identity/name.rs",
+    "migrate/src/transport/identity/refusal.rs",
+    "migrate/src/transport/identity/renewal.rs",
+    "migrate/src/transport/identity/site.rs",
+    "migrate/src/transport/meter.rs",
     "src/guest/decide.rs",
     "src/guest/journal/record.rs",
     "src/guest/journal/rules.rs",

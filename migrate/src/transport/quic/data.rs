@@ -1,7 +1,6 @@
 //! Links between guest processes: ephemeral certificates, one socket and thread per connection.
 
 use std::{
-    future::Future,
     net::{IpAddr, SocketAddr, UdpSocket},
     sync::Arc,
     time::Duration,
@@ -12,7 +11,6 @@ use quinn::{
     ServerConfig, TokioRuntime,
 };
 use tokio::{
-    sync::oneshot,
     task::JoinSet,
     time::{Instant, timeout, timeout_at},
 };
@@ -21,10 +19,10 @@ use super::{
     error::ConnectError,
     limiter::Limiter,
     paced::{Budget, Paced},
-    serve::{say_goodbye, serve},
     settings::Settings,
     socket::{self, Advice},
     stream::{self, OpenError, Role},
+    thread::{Made, all_ready, on_thread, run, unless_ended},
     tls::{self, Own},
 };
 use crate::transport::{
@@ -33,8 +31,8 @@ use crate::transport::{
         verify::{Admitted, Doorkeeper, Policy},
     },
     link::{
-        Close, CloseCode, Control, Ended, FrameReceiver, FrameSender, Guard, Incoming, Link,
-        LinkHandle, Outgoing, Shared, SourceLink, TargetLink, incoming, outgoing,
+        Close, CloseCode, Control, FrameReceiver, FrameSender, Guard, Incoming, Link, LinkHandle,
+        Outgoing, Shared, SourceLink, TargetLink, incoming, outgoing,
     },
 };
 
@@ -215,14 +213,6 @@ enum TargetStreams {
 enum SourceStreams {
     Control { out: Outgoing, into: Incoming, urgent: Outgoing },
     Bulk(Outgoing),
-}
-
-/// A connection with its streams, ready to be served.
-struct Made {
-    endpoint: Endpoint,
-    connection: Connection,
-    outs: Vec<(Outgoing, SendStream)>,
-    ins: Vec<(Incoming, RecvStream)>,
 }
 
 /// A connection to make.
@@ -468,81 +458,4 @@ fn lane_number(lane: usize) -> u16 {
 fn shared(lanes: usize) -> (Arc<Shared>, Arc<Guard>) {
     let link = Shared::new(lanes);
     (Arc::clone(&link), Arc::new(Guard(link)))
-}
-
-type Ready = oneshot::Sender<Result<(), ConnectError>>;
-
-/// Starts a thread with a runtime of its own for one connection.
-fn on_thread<F, W>(
-    lane: Option<usize>,
-    work: F,
-) -> Result<oneshot::Receiver<Result<(), ConnectError>>, ConnectError>
-where
-    F: FnOnce(Ready) -> W + Send + 'static,
-    W: Future<Output = ()>,
-{
-    let (ready, is_ready) = oneshot::channel();
-    let name = lane.map_or_else(|| "link-control".to_owned(), |lane| format!("link-bulk-{lane}"));
-    let here = |e| ConnectError::here("start a thread for a connection", &e);
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(here)?;
-    std::thread::Builder::new()
-        .name(name)
-        .spawn(move || runtime.block_on(work(ready)))
-        .map_err(here)?;
-    Ok(is_ready)
-}
-
-/// Makes a connection, but gives up when its link has ended.
-async fn unless_ended(
-    made: impl Future<Output = Result<Made, ConnectError>>,
-    link: &Shared,
-) -> Result<Made, ConnectError> {
-    tokio::select! {
-        made = made => made,
-        how = link.ended() => Err(ConnectError::here("make a connection", &how)),
-    }
-}
-
-/// Reports that a connection is made, and serves it to its end.
-async fn run(
-    made: Result<Made, ConnectError>,
-    ready: Ready,
-    lane: Option<usize>,
-    link: Arc<Shared>,
-) {
-    match made {
-        Err(e) => {
-            // Nobody waits any more if another connection failed first.
-            let _nobody = ready.send(Err(e));
-        }
-        Ok(Made { endpoint, connection, outs, ins }) => {
-            if ready.send(Ok(())).is_err() {
-                link.end(Ended::Here(Close::new(
-                    CloseCode::Cancelled,
-                    "given up while connecting",
-                )));
-            }
-            serve(connection, lane, link, outs, ins).await;
-            say_goodbye(&endpoint).await;
-        }
-    }
-}
-
-/// Waits until all connections are made; if one is not, ends the others.
-async fn all_ready(
-    started: Vec<oneshot::Receiver<Result<(), ConnectError>>>,
-    link: &Shared,
-) -> Result<(), ConnectError> {
-    for ready in started {
-        let result = ready
-            .await
-            .unwrap_or_else(|_| Err(ConnectError::here("make a connection", "its thread died")));
-        if let Err(e) = result {
-            let close = Close::new(CloseCode::Failed, "another connection of the link failed");
-            link.end(Ended::Here(close));
-            return Err(e);
-        }
-    }
-    Ok(())
 }

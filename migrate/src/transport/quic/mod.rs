@@ -22,6 +22,7 @@
 //! | [`tls`] | TLS 1.3 with aws-lc-rs; the doorkeepers of [`identity`](super::identity) in it |
 //! | [`error`] | why a connection was not made, for people on both sides |
 //! | `stream` | opening and welcome; frames onto streams and back |
+//! | `thread` | a link's threads |
 //! | `serve` | one connection from its making to its end |
 //! | [`data`] | links between guest processes, with ephemeral certificates |
 //! | [`hosts`] | sessions between daemons, with hosts' certificates; joining |
@@ -54,6 +55,7 @@ pub mod tls;
 mod paced;
 mod serve;
 mod stream;
+mod thread;
 
 pub use data::{DataListener, dial};
 pub use error::ConnectError;

@@ -61,6 +61,32 @@ fn frames_arrive_in_order_on_every_stream() {
 }
 
 #[test]
+fn ipv6_works_too() {
+    let six = IpAddr::V6(std::net::Ipv6Addr::LOCALHOST);
+    if std::net::UdpSocket::bind((six, 0)).is_err() {
+        eprintln!("SKIPPED: this machine has no IPv6 loopback");
+        return;
+    }
+    run(async {
+        let listener = DataListener::bind(six, 0..0, 1).unwrap();
+        let addresses = listener.addresses().unwrap();
+        let payload = socket::path_payload(addresses[0], None).unwrap();
+        assert_eq!(payload, socket::MAX_PAYLOAD, "the MTU of the loopback interface");
+        let settings = Settings { payload, ..Settings::default() };
+        let (mut source, mut target) = link_to(listener, &addresses, &settings).await;
+        transfer(&mut source, &mut target, 10, 64 << 10).await;
+    });
+}
+
+#[test]
+fn a_range_of_ports_that_is_too_small_is_said() {
+    let taken = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let error = DataListener::bind(LOCAL, port..port + 1, 1).unwrap_err().to_string();
+    assert!(error.contains("data_ports"), "{error}");
+}
+
+#[test]
 fn large_datagrams_are_found_and_not_lost() {
     // Ten segments of 8952 bytes do not fit a UDP datagram: without the cap a fifth is lost and
     // the MTU falls back to 1200.
