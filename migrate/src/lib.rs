@@ -11,5 +11,6 @@ pub mod converge;
 pub mod handover;
 pub mod port;
 pub mod track;
+pub mod transport;
 pub mod unit;
 pub mod wire;
