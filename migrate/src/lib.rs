@@ -1,1 +1,8 @@
-//! stub
+//! The engine that moves a guest: it finds what changed, sends it, and decides when to switch.
+//!
+//! It knows nothing of KVM, of processes or of files. Modules outside the pumps and the transport
+//! are functions of their arguments: no clock, no socket, no file and no randomness inside.
+
+#![forbid(unsafe_code)]
+
+pub mod transport;
