@@ -9,6 +9,8 @@
 pub mod codec;
 pub mod converge;
 pub mod port;
+pub mod precopy;
+pub mod pump;
 pub mod track;
 pub mod transport;
 pub mod unit;
