@@ -204,8 +204,9 @@ impl<R: ReadUnits + 'static, L: DirtyLog + 'static> Precopy<R, L> {
                 (Decision::Switch, _) | (Decision::Stalled, OnStall::Pause) => {
                     return Ok(End::Switch(advice));
                 }
-                (Decision::Refuse | Decision::GiveUp, _)
-                | (Decision::Stalled, OnStall::Cancel) => return Ok(End::GiveUp(advice)),
+                (Decision::Refuse | Decision::GiveUp, _) | (Decision::Stalled, OnStall::Cancel) => {
+                    return Ok(End::GiveUp(advice));
+                }
                 (Decision::KeepCopying, _) | (Decision::Stalled, OnStall::Wait) => {}
             }
             if report.dirty_after == 0 {

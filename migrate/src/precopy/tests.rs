@@ -12,8 +12,8 @@ use crate::pump::fake::{Gauge, Log, Memory, Ram, Random, Writer};
 use crate::pump::{RecvError, Shards, Target};
 use crate::transport::link::{Control, LinkLimits, StreamLimits};
 use crate::transport::mem::{Cable, Options, pair};
-use crate::wire::control::Note;
 use crate::wire::Version;
+use crate::wire::control::Note;
 
 const KEY: [u8; 32] = [9; 32];
 

@@ -14,7 +14,7 @@ use crate::unit::{Layout, Run, UnitIndex};
 pub(crate) const UNIT: u32 = 512;
 const WORDS: usize = UNIT as usize / 8;
 
-/// SplitMix64.
+/// Numbers from a seed (`SplitMix64`).
 pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
@@ -226,8 +226,7 @@ impl DirtyLog for Log {
     }
 
     fn sync(&mut self) -> Result<(), Infallible> {
-        for ((found, late), dirty) in
-            self.found.iter_mut().zip(&mut self.late).zip(&self.ram.dirty)
+        for ((found, late), dirty) in self.found.iter_mut().zip(&mut self.late).zip(&self.ram.dirty)
         {
             dirty.fetch_and(!std::mem::take(late), SeqCst);
             *found = dirty.load(SeqCst);

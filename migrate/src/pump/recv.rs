@@ -119,7 +119,10 @@ pub struct Target<W> {
 
 impl<W> std::fmt::Debug for Target<W> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Target").field("lanes", &self.lanes).field("open", &self.open).finish()
+        f.debug_struct("Target")
+            .field("lanes", &self.lanes)
+            .field("open", &self.open)
+            .finish_non_exhaustive()
     }
 }
 
@@ -325,3 +328,6 @@ impl<W: WriteUnits + 'static> Target<W> {
 pub(crate) fn equal_parts(run: Run, parts: u16) -> impl Iterator<Item = Run> {
     run.parts(run.count().div_ceil(u64::from(parts.max(1))))
 }
+
+#[cfg(test)]
+mod tests;

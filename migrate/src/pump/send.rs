@@ -140,7 +140,8 @@ impl Tally {
 #[derive(Debug)]
 pub struct Lanes {
     pub(super) shards: Shards,
-    lanes: Vec<(FrameSender, u64)>,
+    /// Each with the number of its next frame.
+    senders: Vec<(FrameSender, u64)>,
     handle: LinkHandle,
 }
 
@@ -148,8 +149,8 @@ impl Lanes {
     /// The lanes of a link; `None` if it has none.
     pub fn new(senders: Vec<FrameSender>, handle: LinkHandle) -> Option<Self> {
         let count = std::num::NonZeroUsize::new(senders.len())?;
-        let lanes = senders.into_iter().map(|lane| (lane, 0)).collect();
-        Some(Self { shards: Shards::new(count), lanes, handle })
+        let senders = senders.into_iter().map(|lane| (lane, 0)).collect();
+        Some(Self { shards: Shards::new(count), senders, handle })
     }
 
     #[cfg(test)]
@@ -184,6 +185,8 @@ pub struct Source<R, L> {
     doubtful: UnitSet,
     shared: Mutex<Shared>,
     samples: Vec<Sample>,
+    /// The log was looked at since it was switched on.
+    synced: bool,
 }
 
 impl<R: ReadUnits, L: DirtyLog> Source<R, L> {
@@ -207,6 +210,7 @@ impl<R: ReadUnits, L: DirtyLog> Source<R, L> {
             doubtful: UnitSet::empty(&layout),
             shared: Mutex::new(shared),
             samples: Vec::new(),
+            synced: false,
         }
     }
 
@@ -224,6 +228,7 @@ impl<R: ReadUnits, L: DirtyLog> Source<R, L> {
     /// unit that is pending may have been written to again.
     pub fn sync(&mut self) -> Result<u64, SendFail> {
         self.log.sync().map_err(|e| SendFail::Log(e.into()))?;
+        self.synced = true;
         let left = self.pending.len() + self.in_flight.len() + self.log.found();
         Ok(left.min(self.layout.units()))
     }
@@ -241,6 +246,11 @@ impl<R: ReadUnits, L: DirtyLog> Source<R, L> {
         cancel: &Cancel,
         runtime: &Handle,
     ) -> Result<Tally, SendFail> {
+        // A log that begins with all bits set must be cleared while the first round reads, or the
+        // second would read everything again. And a round of nothing would be a round too many.
+        if !self.synced || (self.pending.is_empty() && self.log.found() == 0) {
+            self.sync()?;
+        }
         self.samples.clear();
         let shared = self.shared.get_mut().unwrap_or_else(PoisonError::into_inner);
         shared.tally = Tally::default();
@@ -271,7 +281,7 @@ impl<R: ReadUnits, L: DirtyLog> Source<R, L> {
         scope(|scope| {
             let mut queues = Vec::new();
             let mut workers = Vec::new();
-            for (number, (lane, sequence)) in lanes.lanes.iter_mut().enumerate() {
+            for (number, (lane, sequence)) in lanes.senders.iter_mut().enumerate() {
                 let (queue, work) = mpsc::sync_channel(1);
                 let worker = Worker::new(common, number, lane, sequence);
                 let thread = Builder::new().name(format!("lane-{number}"));
@@ -286,8 +296,8 @@ impl<R: ReadUnits, L: DirtyLog> Source<R, L> {
             drop(queues);
             // If a worker failed, that is why the feeder did.
             match (join(workers), fed) {
-                (Ok(()) | Err(SendFail::Cancelled), fed) => fed,
-                (failed, _) => failed,
+                (Ok(()), fed) => fed,
+                (Err(SendFail::Cancelled), Err(why)) | (Err(why), _) => Err(why),
             }
         })?;
         let shared = self.shared.get_mut().unwrap_or_else(PoisonError::into_inner);
@@ -382,13 +392,16 @@ impl<R: ReadUnits> Sealed<R> {
 
 type Join<'s> = ScopedJoinHandle<'s, Result<(), SendFail>>;
 
+/// Waits for all workers. Those that stopped because another failed do not say why.
 fn join(workers: Vec<Join<'_>>) -> Result<(), SendFail> {
-    let mut first = Ok(());
+    let mut all = Ok(());
     for (number, worker) in workers.into_iter().enumerate() {
         let ended = worker.join().unwrap_or(Err(SendFail::Died(number)));
-        first = first.and(ended);
+        if ended.is_err() && matches!(all, Ok(()) | Err(SendFail::Cancelled)) {
+            all = ended;
+        }
     }
-    first
+    all
 }
 
 /// Measures progress.
@@ -447,9 +460,7 @@ impl<R: ReadUnits, L: DirtyLog> Feeder<'_, R, L> {
             let (run, _) = run.split(stripe.end() - run.first().get());
             self.pending.remove_run(run);
             self.in_flight.insert_run(run);
-            self.touched
-                .divide(self.common.ram, run, &mut pieces)
-                .map_err(SendFail::Memory)?;
+            self.touched.divide(self.common.ram, run, &mut pieces).map_err(SendFail::Memory)?;
             from = run.end();
         }
         Ok(pieces)

@@ -44,9 +44,8 @@ pub trait Talk: Send {
 
 /// Reads the message in a frame.
 pub fn message_of(version: Version, frame: &Bytes) -> Result<Message, WireError> {
-    let (header, body) = frame
-        .split_first_chunk::<CONTROL_HEADER>()
-        .ok_or(WireError::Short("a control header"))?;
+    let (header, body) =
+        frame.split_first_chunk::<CONTROL_HEADER>().ok_or(WireError::Short("a control header"))?;
     let header = ControlHeader::decode(version, header)?;
     if let Some(more) = body.len().checked_sub(header.body_len()).filter(|more| *more > 0) {
         return Err(WireError::Trailing(more));

@@ -18,7 +18,9 @@ use crate::wire::Version;
 use crate::wire::data::{MAX_ZERO_RUNS, Place, put_round_end, put_units, put_zeros};
 
 /// Units that are looked up in the table at a time.
-const PART: u64 = 16;
+const PART: usize = 16;
+/// A digest for each of them, where there is one.
+type Digests = [Option<Digest>; PART];
 
 /// What all lanes of a source share.
 #[derive(Debug)]
@@ -93,18 +95,7 @@ impl<'a, R: ReadUnits> Worker<'a, R> {
     ) -> Self {
         let batch = Batch::new(&common.layout);
         let (zeros, out, tally) = (Vec::new(), Vec::new(), Tally::default());
-        Self {
-            common,
-            number,
-            lane,
-            sequence,
-            batch,
-            zeros,
-            out,
-            tally,
-            units: 0,
-            zero_units: 0,
-        }
+        Self { common, number, lane, sequence, batch, zeros, out, tally, units: 0, zero_units: 0 }
     }
 
     /// Sends what comes. Only if it is told so, the end of the round.
@@ -128,7 +119,7 @@ impl<'a, R: ReadUnits> Worker<'a, R> {
 
     fn pieces(&mut self, pieces: &[Piece]) -> Result<(), SendFail> {
         for piece in pieces {
-            for part in piece.run.parts(PART) {
+            for part in piece.run.parts(PART as u64) {
                 if self.common.cancel.is_cancelled() || self.common.stop.is_cancelled() {
                     return Err(SendFail::Cancelled);
                 }
@@ -139,8 +130,8 @@ impl<'a, R: ReadUnits> Worker<'a, R> {
     }
 
     /// What the peer holds of the units of `part`, as far as that is certain.
-    fn known(&mut self, part: Run) -> [Option<Digest>; PART as usize] {
-        let mut known = [None; PART as usize];
+    fn known(&mut self, part: Run) -> Digests {
+        let mut known = [None; PART];
         let mut shared = self.common.lock();
         for (entry, unit) in known.iter_mut().zip(part.iter()) {
             if !self.common.doubtful.contains(unit) {
@@ -155,7 +146,7 @@ impl<'a, R: ReadUnits> Worker<'a, R> {
     /// Units that are to be read.
     fn content(&mut self, part: Run) -> Result<(), SendFail> {
         let known = self.known(part);
-        let mut new = [None; PART as usize];
+        let mut new = [None; PART];
         for ((unit, known), new) in part.iter().zip(known).zip(&mut new) {
             if self.batch.is_full() {
                 self.flush_units()?;
@@ -174,14 +165,14 @@ impl<'a, R: ReadUnits> Worker<'a, R> {
             }
             *new = Some(digest);
         }
-        self.set(part, new);
+        self.set(part, &new);
         Ok(())
     }
 
     /// Units that are holes: zero, without a look at them.
     fn hole(&mut self, part: Run) -> Result<(), SendFail> {
         let known = self.known(part);
-        let mut new = [None; PART as usize];
+        let mut new = [None; PART];
         for ((unit, known), new) in part.iter().zip(known).zip(&mut new) {
             let digest = self.common.key.digest_of_zeros(unit, self.common.layout.unit_len());
             if known == Some(digest) {
@@ -194,15 +185,15 @@ impl<'a, R: ReadUnits> Worker<'a, R> {
                 *new = Some(digest);
             }
         }
-        self.set(part, new);
+        self.set(part, &new);
         Ok(())
     }
 
-    fn set(&self, part: Run, digests: [Option<Digest>; PART as usize]) {
+    fn set(&self, part: Run, digests: &Digests) {
         let mut shared = self.common.lock();
         for (unit, digest) in part.iter().zip(digests) {
             if let Some(digest) = digest {
-                shared.table.set(unit, digest);
+                shared.table.set(unit, *digest);
             }
         }
     }
