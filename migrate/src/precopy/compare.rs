@@ -1,9 +1,9 @@
 //! Where two tables of digests differ: sums of ever smaller parts are compared.
 
-use super::PrecopyError;
+use super::{PrecopyError, hear, say};
 use crate::port::{DirtyLog, ReadUnits};
 use crate::pump::recv::equal_parts;
-use crate::pump::{Source, Talk};
+use crate::pump::{Cancel, Source, Talk};
 use crate::unit::{Run, UnitIndex};
 use crate::wire::Message;
 use crate::wire::control::Span;
@@ -18,6 +18,7 @@ pub(super) const NAMED: usize = 32;
 pub(super) async fn differing<T: Talk, R: ReadUnits, L: DirtyLog>(
     talk: &mut T,
     source: &Source<R, L>,
+    cancel: &Cancel,
 ) -> Result<Vec<UnitIndex>, PrecopyError> {
     let mut units = Vec::new();
     let mut suspects = vec![source.layout().whole()];
@@ -30,7 +31,7 @@ pub(super) async fn differing<T: Talk, R: ReadUnits, L: DirtyLog>(
             continue;
         }
         let before = suspects.len();
-        suspects.extend(unequal(talk, source, run).await?);
+        suspects.extend(unequal(talk, source, run, cancel).await?);
         // The next one to look at is the last.
         suspects[before..].reverse();
     }
@@ -42,11 +43,12 @@ async fn unequal<T: Talk, R: ReadUnits, L: DirtyLog>(
     talk: &mut T,
     source: &Source<R, L>,
     run: Run,
+    cancel: &Cancel,
 ) -> Result<Vec<Run>, PrecopyError> {
     let span = Span { region: source.region(), first: run.first().get(), count: run.count() };
-    talk.say(&Message::AskSums { span, parts: PARTS }).await?;
+    say(talk, &Message::AskSums { span, parts: PARTS }, cancel).await?;
     let parts: Vec<Run> = equal_parts(run, PARTS).collect();
-    match talk.hear().await? {
+    match hear(talk, cancel).await? {
         Message::AnswerSums { span: of, sums }
             if of == span && sums.as_slice().len() == parts.len() =>
         {

@@ -21,7 +21,7 @@ use crate::converge::{self, Advice, Costs, Decision, Inputs, Limits, Rate, Windo
 use crate::port::{DirtyLog, ReadUnits};
 use crate::pump::cancel::StopOnDrop;
 use crate::pump::send::Sample;
-use crate::pump::{Cancel, Lanes, Sealed, SendFail, Source, Talk, TalkError, Tally};
+use crate::pump::{Cancel, Lanes, Live, Sealed, SendFail, Source, Talk, TalkError, Tally};
 use crate::unit::UnitIndex;
 use crate::wire::Message;
 use crate::wire::control::Sums;
@@ -44,6 +44,9 @@ pub enum PrecopyError {
     /// Somebody said stop.
     #[error("the copy was cancelled")]
     Cancelled,
+    /// It took longer than it may.
+    #[error("the copy was given up after {}: the time allowed for it", seconds(.0))]
+    TimeUp(Duration),
     /// A round failed.
     #[error(transparent)]
     Send(SendFail),
@@ -77,6 +80,10 @@ pub enum PrecopyError {
     /// An earlier call was dropped in the middle of a round.
     #[error("the copy was abandoned in the middle of a round: begin again")]
     Abandoned,
+}
+
+fn seconds(time: &Duration) -> String {
+    format!("{} s", time.as_secs())
 }
 
 fn list(units: &[UnitIndex]) -> String {
@@ -197,7 +204,7 @@ impl<R: ReadUnits + 'static, L: DirtyLog + 'static> Precopy<R, L> {
         mut seen: impl FnMut(&RoundReport, &Advice) + Send,
     ) -> Result<End, PrecopyError> {
         loop {
-            let report = self.round(talk).await?;
+            let report = self.round_in_time(talk, limits.timeout).await?;
             let advice = self.advise(&report, limits, costs())?;
             seen(&report, &advice);
             match (advice.decision, on_stall) {
@@ -212,6 +219,27 @@ impl<R: ReadUnits + 'static, L: DirtyLog + 'static> Precopy<R, L> {
             if report.dirty_after == 0 {
                 self.idle().await?;
             }
+        }
+    }
+
+    /// A round that is cancelled when the time is up, since a link may stand still in its middle.
+    async fn round_in_time<T: Talk>(
+        &mut self,
+        talk: &mut T,
+        timeout: Duration,
+    ) -> Result<RoundReport, PrecopyError> {
+        let left = timeout.saturating_sub(self.began.elapsed());
+        let cancel = self.cancel.clone();
+        let mut round = std::pin::pin!(self.round(talk));
+        tokio::select! {
+            biased;
+            ended = &mut round => return ended,
+            () = tokio::time::sleep(left) => cancel.cancel(),
+        }
+        // It ends at once, and leaves everything in order.
+        match round.await {
+            Err(PrecopyError::Cancelled) => Err(PrecopyError::TimeUp(timeout)),
+            ended => ended,
         }
     }
 
@@ -321,19 +349,22 @@ impl<R: ReadUnits + 'static, L: DirtyLog + 'static> Precopy<R, L> {
         }
         let began = Instant::now();
         let round = self.next;
-        talk.say(&Message::RoundStart { round }).await?;
+        say(talk, &Message::RoundStart { round }, &self.cancel).await?;
         let tally = self.send(round).await?;
         let source = self.source.as_mut().ok_or(PrecopyError::Abandoned)?;
         let ours = source.sum();
         let sums = if last { vec![ours] } else { vec![] };
         let sums: Sums = sums.try_into().unwrap_or_default();
         let Tally { units, zeros, .. } = tally;
-        talk.say(&Message::RoundDone { round, units, zeros, sums }).await?;
+        let done = Message::RoundDone { round, units, zeros, sums };
+        say(talk, &done, &self.cancel).await?;
         let theirs = acknowledgement(talk, &self.cancel, round, (units, zeros)).await?;
         source.acknowledge()?;
         self.next = round.saturating_add(1);
         if last && theirs.as_slice() != [ours] {
-            return Err(PrecopyError::Differs(compare::differing(talk, source).await?));
+            return Err(PrecopyError::Differs(
+                compare::differing(talk, source, &self.cancel).await?,
+            ));
         }
         let took = began.elapsed();
         Ok(RoundReport { round, tally, took, dirty_after: 0, sync: Duration::ZERO })
@@ -355,6 +386,12 @@ impl<R: ReadUnits + 'static, L: DirtyLog + 'static> Precopy<R, L> {
         let (source, lanes, sent) = ended.map_err(|_| PrecopyError::Abandoned)?;
         (self.source, self.lanes) = (Some(source), Some(lanes));
         Ok(sent?)
+    }
+
+    /// How far the round is that goes on, for progress displays; `None` in the middle of one: ask
+    /// before.
+    pub fn live(&self) -> Option<Live> {
+        self.source.as_ref().map(Source::live)
     }
 
     /// Goes on over another link to the same target, after a cut.
@@ -393,6 +430,28 @@ fn per_second(bytes: u64, time: Duration) -> u64 {
     u64::try_from(u128::from(bytes) * 1_000_000_000 / nanos).unwrap_or(u64::MAX)
 }
 
+/// Says `message`, unless somebody says stop first.
+async fn say<T: Talk>(
+    talk: &mut T,
+    message: &Message,
+    cancel: &Cancel,
+) -> Result<(), PrecopyError> {
+    tokio::select! {
+        biased;
+        said = talk.say(message) => Ok(said?),
+        () = cancel.cancelled() => Err(PrecopyError::Cancelled),
+    }
+}
+
+/// The next message, unless somebody says stop first.
+async fn hear<T: Talk>(talk: &mut T, cancel: &Cancel) -> Result<Message, PrecopyError> {
+    tokio::select! {
+        biased;
+        message = talk.hear() => Ok(message?),
+        () = cancel.cancelled() => Err(PrecopyError::Cancelled),
+    }
+}
+
 /// Waits for the acknowledgement of `round`, and gives the sums that came with it.
 async fn acknowledgement<T: Talk>(
     talk: &mut T,
@@ -401,11 +460,7 @@ async fn acknowledgement<T: Talk>(
     sent: (u64, u64),
 ) -> Result<Sums, PrecopyError> {
     loop {
-        let message = tokio::select! {
-            biased;
-            message = talk.hear() => message?,
-            () = cancel.cancelled() => return Err(PrecopyError::Cancelled),
-        };
+        let message = hear(talk, cancel).await?;
         match message {
             Message::RoundAck { round, units, zeros, sums } if round == expected => {
                 let found = (units, zeros);

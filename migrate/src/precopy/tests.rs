@@ -292,6 +292,25 @@ fn a_cancelled_copy_leaves_the_log_off_even_where_the_link_stands_still() {
 }
 
 #[test]
+fn the_time_also_ends_a_round_that_stands_still() {
+    block_on(async {
+        let (near_ram, far_ram) = (guest(3000, 100, 4), Memory::new(3000, None));
+        let log = Log::start(&near_ram, true);
+        let (mut near, receiving) = join(target_of(&far_ram), options(2, 4)).await;
+        near.cable.cut();
+        let mut copy = Copy::new(source_of(&near_ram, log), near.lanes, Cancel::new());
+        let limits = Limits { timeout: Duration::from_millis(20), ..limits() };
+        let control = &mut near.control;
+        let ended = copy.run(control, limits, OnStall::Wait, || None, |_, _| {}).await;
+        assert!(matches!(ended, Err(PrecopyError::TimeUp(_))), "{ended:?}");
+        copy.abandon().unwrap();
+        assert!(!near_ram.tracking.load(SeqCst));
+        near.cable.sever();
+        assert!(receiving.await.unwrap().1.is_err());
+    });
+}
+
+#[test]
 fn a_dropped_round_switches_the_log_off() {
     let near_ram = guest(3000, 100, 4);
     block_on(async {

@@ -38,7 +38,7 @@ pub(crate) mod fake;
 
 pub use cancel::Cancel;
 pub use recv::{RecvError, Target};
-pub use send::{Lanes, Sealed, SendFail, Source, Tally};
+pub use send::{Lanes, Live, Sealed, SendFail, Source, Tally};
 pub use talk::{Talk, TalkError};
 
 /// Something of the guest failed, in its own words.

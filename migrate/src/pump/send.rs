@@ -16,7 +16,7 @@
 //! is written again *before* its turn costs nothing, since it is re-armed and read only then;
 //! hence there is no second look at the log in the middle of a round.
 
-use std::sync::{Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::{Builder, ScopedJoinHandle, scope};
 use std::time::{Duration, Instant};
 
@@ -136,6 +136,25 @@ impl Tally {
     }
 }
 
+/// How far the round is that goes on now; for progress displays. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Live(Arc<Mutex<Tally>>);
+
+impl Live {
+    /// What was done so far in this round, or in the last.
+    pub fn tally(&self) -> Tally {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn add(&self, tally: &Tally) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).add(tally);
+    }
+
+    fn start(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Tally::default();
+    }
+}
+
 /// The sending ends of a link's lanes, and how units are spread over them.
 #[derive(Debug)]
 pub struct Lanes {
@@ -184,6 +203,7 @@ pub struct Source<R, L> {
     in_flight: UnitSet,
     doubtful: UnitSet,
     shared: Mutex<Shared>,
+    live: Live,
     samples: Vec<Sample>,
     /// The log was looked at since it was switched on.
     synced: bool,
@@ -196,7 +216,6 @@ impl<R: ReadUnits, L: DirtyLog> Source<R, L> {
         let shared = Shared {
             table: DigestTable::new(layout),
             policy: Policy::new(&layout, Limits::default()),
-            tally: Tally::default(),
         };
         Self {
             ram,
@@ -209,6 +228,7 @@ impl<R: ReadUnits, L: DirtyLog> Source<R, L> {
             in_flight: UnitSet::empty(&layout),
             doubtful: UnitSet::empty(&layout),
             shared: Mutex::new(shared),
+            live: Live::default(),
             samples: Vec::new(),
             synced: false,
         }
@@ -252,12 +272,12 @@ impl<R: ReadUnits, L: DirtyLog> Source<R, L> {
             self.sync()?;
         }
         self.samples.clear();
-        let shared = self.shared.get_mut().unwrap_or_else(PoisonError::into_inner);
-        shared.tally = Tally::default();
+        self.live.start();
         let stop = Cancel::new();
         let common = Common {
             ram: &self.ram,
             shared: &self.shared,
+            live: &self.live,
             doubtful: &self.doubtful,
             key: &self.key,
             layout: self.layout,
@@ -300,8 +320,7 @@ impl<R: ReadUnits, L: DirtyLog> Source<R, L> {
                 (Err(SendFail::Cancelled), Err(why)) | (Err(why), _) => Err(why),
             }
         })?;
-        let shared = self.shared.get_mut().unwrap_or_else(PoisonError::into_inner);
-        Ok(shared.tally)
+        Ok(self.live.tally())
     }
 
     /// The peer has everything of the last round.
@@ -318,6 +337,11 @@ impl<R: ReadUnits, L: DirtyLog> Source<R, L> {
         self.doubtful.union(&self.in_flight)?;
         self.in_flight.clear();
         Ok(())
+    }
+
+    /// How far a round is, while another thread works on it.
+    pub fn live(&self) -> Live {
+        self.live.clone()
     }
 
     /// How fast the last round went, in stretches of about equal length.
@@ -473,10 +497,11 @@ impl<R: ReadUnits, L: DirtyLog> Feeder<'_, R, L> {
             return;
         }
         let wire = self.link.stats().bandwidth();
+        let tally = self.common.live.tally();
+        let compress = compress_speed(&tally, self.shards.lanes());
         let mut shared = self.common.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        let compress = compress_speed(&shared.tally, self.shards.lanes());
         shared.policy.set_speeds(Speeds { wire, compress });
-        let done = shared.tally.done() - shared.tally.untouched;
+        let done = tally.done() - tally.untouched;
         let bytes = self.common.layout.bytes_of(done - self.meter.done);
         self.meter.samples.push((bytes, took));
         self.meter.done = done;

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::runtime::Handle;
 
 use super::cancel::Cancel;
-use super::send::{SendFail, Tally};
+use super::send::{Live, SendFail, Tally};
 use super::touched::Piece;
 use crate::codec::{Batch, Choice, Class, Codec, Digest, DigestKey, DigestTable, Policy, classify};
 use crate::port::ReadUnits;
@@ -27,14 +27,13 @@ type Digests = [Option<Digest>; PART];
 pub(super) struct Shared {
     pub(super) table: DigestTable,
     pub(super) policy: Policy,
-    /// Of this round, so far.
-    pub(super) tally: Tally,
 }
 
 /// What is the same for all lanes in a round.
 pub(super) struct Common<'a, R> {
     pub(super) ram: &'a R,
     pub(super) shared: &'a Mutex<Shared>,
+    pub(super) live: &'a Live,
     /// Units of which it is not known what the peer holds.
     pub(super) doubtful: &'a UnitSet,
     pub(super) key: &'a DigestKey,
@@ -113,7 +112,7 @@ impl<'a, R: ReadUnits> Worker<'a, R> {
         put_round_end(self.common.version, place, self.units, self.zero_units, &mut self.out);
         self.send_out()?;
         let tally = std::mem::take(&mut self.tally);
-        self.common.lock().tally.add(&tally);
+        self.common.live.add(&tally);
         Ok(())
     }
 
@@ -132,14 +131,13 @@ impl<'a, R: ReadUnits> Worker<'a, R> {
     /// What the peer holds of the units of `part`, as far as that is certain.
     fn known(&mut self, part: Run) -> Digests {
         let mut known = [None; PART];
-        let mut shared = self.common.lock();
+        self.common.live.add(&std::mem::take(&mut self.tally));
+        let shared = self.common.lock();
         for (entry, unit) in known.iter_mut().zip(part.iter()) {
             if !self.common.doubtful.contains(unit) {
                 *entry = shared.table.get(unit);
             }
         }
-        // The lock is held anyway: let others see how far this lane is.
-        shared.tally.add(&std::mem::take(&mut self.tally));
         known
     }
 
