@@ -10,6 +10,8 @@ pub mod codec;
 pub mod converge;
 pub mod handover;
 pub mod port;
+pub mod precopy;
+pub mod pump;
 pub mod track;
 pub mod transport;
 pub mod unit;
