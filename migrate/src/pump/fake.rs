@@ -61,6 +61,10 @@ pub(crate) struct Memory {
     pub(crate) tracking: AtomicBool,
     /// Units that are written as soon as a unit was read.
     script: Mutex<Script>,
+    /// Who holds it stops what arrives.
+    pub(crate) gate: Mutex<()>,
+    /// Something arrives, and may be stopped.
+    pub(crate) arriving: AtomicBool,
     pub(crate) gauge: Option<Arc<Gauge>>,
 }
 
@@ -77,6 +81,8 @@ impl Memory {
             dirty: (0..n.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
             tracking: AtomicBool::new(false),
             script: Mutex::default(),
+            gate: Mutex::default(),
+            arriving: AtomicBool::new(false),
             gauge,
         })
     }
@@ -163,6 +169,8 @@ impl WriteUnits for Ram {
     }
 
     fn write(&self, run: Run, content: &[u8]) -> Result<(), Infallible> {
+        self.arriving.store(true, SeqCst);
+        let _open = self.gate.lock().unwrap();
         for (unit, bytes) in run.iter().zip(content.chunks_exact(UNIT as usize)) {
             let words: [u64; WORDS] = std::array::from_fn(|i| {
                 u64::from_le_bytes(bytes[i * 8..i * 8 + 8].try_into().unwrap())

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | [`send`] | a round at the source: clear the log, read, classify, encode, send |
 //! | [`recv`] | the target: lanes into memory, rounds acknowledged, sums told |
+//! | [`audit`] | the frozen source compared with what was sent |
 //! | [`talk`] | messages on the control stream |
 //! | [`cancel`] | a token that says stop |
 //!
@@ -26,6 +27,7 @@ use std::num::NonZeroUsize;
 use crate::unit::{Layout, Run};
 
 mod arrive;
+pub mod audit;
 pub mod cancel;
 pub mod recv;
 pub mod send;
@@ -36,9 +38,10 @@ mod worker;
 #[cfg(test)]
 pub(crate) mod fake;
 
+pub use audit::Sealed;
 pub use cancel::Cancel;
 pub use recv::{RecvError, Target};
-pub use send::{Lanes, Live, Sealed, SendFail, Source, Tally};
+pub use send::{Lanes, Live, SendFail, Source, Tally};
 pub use talk::{Talk, TalkError};
 
 /// Something of the guest failed, in its own words.

@@ -22,17 +22,16 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 
+use super::audit::Sealed;
 use super::cancel::Cancel;
 use super::touched::{Piece, Touched};
 use super::worker::{Common, Shared, Work, Worker, compress_speed};
 use super::{Cause, Shards};
-use crate::codec::{
-    BatchFull, Digest, DigestKey, DigestTable, Policy, Speeds, is_zero, policy::Limits,
-};
+use crate::codec::{BatchFull, Digest, DigestKey, DigestTable, Policy, Speeds, policy::Limits};
 use crate::port::{DirtyLog, ReadUnits};
 use crate::track::{SetError, UnitSet};
 use crate::transport::link::{Ended, FrameSender, LinkHandle, SendError};
-use crate::unit::{Layout, Run, UnitIndex};
+use crate::unit::{Layout, Run};
 use crate::wire::Version;
 use crate::wire::data::FrameError;
 
@@ -361,7 +360,7 @@ impl<R: ReadUnits, L: DirtyLog> Source<R, L> {
 
     /// Notes a digest for `unit` that is not that of its content.
     #[cfg(test)]
-    pub(crate) fn forge(&self, unit: UnitIndex) {
+    pub(crate) fn forge(&self, unit: crate::unit::UnitIndex) {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         shared.table.set(unit, Digest(1));
     }
@@ -370,47 +369,7 @@ impl<R: ReadUnits, L: DirtyLog> Source<R, L> {
     pub fn finish(self) -> Result<Sealed<R>, SendFail> {
         self.log.stop().map_err(|e| SendFail::Log(e.into()))?;
         let shared = self.shared.into_inner().unwrap_or_else(PoisonError::into_inner);
-        Ok(Sealed { ram: self.ram, key: self.key, table: shared.table })
-    }
-}
-
-/// Memory that was sent and does not change any more, with what was sent of it.
-#[derive(Debug)]
-pub struct Sealed<R> {
-    ram: R,
-    key: DigestKey,
-    table: DigestTable,
-}
-
-impl<R: ReadUnits> Sealed<R> {
-    /// Compares all of the memory with what was sent, and returns the units that differ, at most
-    /// `max`: each is a write that the dirty log missed. Reads no untouched memory.
-    ///
-    /// # Errors
-    /// Memory cannot be read.
-    pub fn audit(&self, max: usize) -> Result<Vec<UnitIndex>, Cause> {
-        let layout = *self.table.layout();
-        let mut content = vec![0; layout.unit_len()];
-        let mut differ = Vec::new();
-        let (mut touched, mut pieces) = (Touched::default(), Vec::new());
-        touched.divide(&self.ram, layout.whole(), &mut pieces)?;
-        for (unit, hole) in pieces.iter().flat_map(|p| p.run.iter().map(|u| (u, p.hole))) {
-            content.fill(0);
-            if !hole {
-                self.ram.read(unit, &mut content)?;
-            }
-            let same = match self.table.get(unit) {
-                Some(sent) => self.key.digest(unit, &content) == sent,
-                None => is_zero(&content),
-            };
-            if !same {
-                differ.push(unit);
-                if differ.len() >= max {
-                    break;
-                }
-            }
-        }
-        Ok(differ)
+        Ok(Sealed::new(self.ram, self.key, shared.table))
     }
 }
 

@@ -218,6 +218,34 @@ fn nothing_of_a_wrong_frame_is_written() {
     assert!(!ram.tracking.load(SeqCst));
 }
 
+#[test]
+#[expect(clippy::await_holding_lock, reason = "it is there to stop another thread")]
+fn a_new_link_waits_until_the_old_one_writes_no_more() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let ram = Memory::new(UNITS, None);
+        let key = DigestKey::new([1; 32]);
+        let mut target = Target::new(Version::V1, 0, Arc::clone(&ram), key);
+        let link = || pair(Options { lanes: 1, ..Options::default() });
+        let (near, far, cable) = link();
+        target.attach(far.lanes, far.handle).await.unwrap();
+        let closed = ram.gate.lock().unwrap();
+        near.lanes[0].send(Bytes::from(units(at(0, 0), &[3]))).await.unwrap();
+        while !ram.arriving.load(SeqCst) {
+            tokio::task::yield_now().await;
+        }
+        cable.sever();
+        let (_near, far, _cable) = link();
+        let mut attached = std::pin::pin!(target.attach(far.lanes, far.handle));
+        let moment = std::time::Duration::from_millis(20);
+        let early = tokio::time::timeout(moment, &mut attached).await;
+        assert!(early.is_err(), "the old link can still write");
+        drop(closed);
+        attached.await.unwrap();
+        assert!(ram.is_touched(3));
+    });
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
