@@ -6,3 +6,11 @@ mod machine;
 mod open;
 
 pub use open::VmmHost;
+
+/// Makes sure that there is a KVM that we may use and that has what is needed.
+///
+/// # Errors
+/// `kvm-missing`, `kvm-permission` or `kvm-capability`, with the mend.
+pub fn check_kvm() -> Result<(), crate::api::Failure> {
+    vmm::kvm::Kvm::open().map(|_| ()).map_err(|e| failure::kvm(&e))
+}

@@ -5,6 +5,7 @@ pub mod args;
 mod complete;
 mod console;
 mod control;
+mod demo;
 mod foreground;
 mod help;
 mod host;
@@ -122,7 +123,7 @@ fn dispatch(command: Command, session: &Session) -> Done {
         Command::Report(args) => moving::report(session, &args),
         Command::Host(args) => host::host(session, &args.command),
         Command::Daemon(args) => seam::daemon(session, &args),
-        Command::Demo(_) => Err(Failure::new(ErrorCode::Unexpected, "not there yet", "")),
+        Command::Demo(args) => demo::demo(session, &args),
         Command::Throttle(args) => control::throttle(session, &args),
         Command::Completions(args) => complete::script(session, args.shell),
         Command::Help(args) => help::help(session, args.topic.as_deref()),

@@ -312,8 +312,9 @@ fn moves_are_found_by_guest_and_id() {
         let path = request.split(' ').nth(1).unwrap();
         let one = report(Some("moved"), None);
         match path {
-            "/v1/moves?guest=web1&limit=1" => list(vec![one]),
-            "/v1/moves?limit=1000" | "/v1/moves?limit=20" => list(vec![one]),
+            "/v1/moves?guest=web1&limit=1" | "/v1/moves?limit=1000" | "/v1/moves?limit=20" => {
+                list(vec![one])
+            }
             _ if path.starts_with("/v1/moves?") => list(vec![]),
             _ if path.contains(ID) && request.starts_with("GET") => Reply::Say(200, one),
             _ => Reply::Say(404, error("not-found")),

@@ -1,5 +1,6 @@
 //! The command line of moves.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -104,4 +105,7 @@ pub struct DemoArgs {
     /// Leave the two hosts and the guest as they are, and say how to use and to remove them
     #[arg(long)]
     pub keep: bool,
+    /// End and remove what --keep left
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["keep", "memory"])]
+    pub remove: Option<PathBuf>,
 }

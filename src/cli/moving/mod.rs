@@ -69,7 +69,8 @@ pub fn start(session: &Session, args: &MoveArgs) -> Done {
     conclude(session.out, several, &ends)
 }
 
-fn unexpected(e: &io::Error) -> Failure {
+/// This command cannot do its part; nothing is said of any guest.
+pub fn unexpected(e: &io::Error) -> Failure {
     Failure::new(ErrorCode::Unexpected, format!("this command cannot run: {e}"), "try again")
 }
 
@@ -158,11 +159,14 @@ fn detached(
 #[derive(Debug)]
 pub struct End {
     guest: String,
-    how: How,
+    /// How.
+    pub how: How,
 }
 
+/// See [`End`].
 #[derive(Debug)]
-enum How {
+pub enum How {
+    /// With an outcome.
     Ended(Box<MoveReport>),
     /// It was not begun, or is not seen any more.
     Failed(Failure),
@@ -181,8 +185,12 @@ impl End {
 }
 
 /// Moves so many at a time. Ctrl-C cancels those that go on and begins no more; a second one
-/// leaves them alone. A lost terminal changes nothing.
-async fn run_all(
+/// leaves them alone. A lost terminal changes nothing. Answers how each ended, and whether there
+/// was a Ctrl-C.
+///
+/// # Errors
+/// `unexpected` if this process cannot do its part.
+pub async fn run_all(
     client: &DaemonClient,
     display: &Display,
     requests: Vec<MoveRequest>,
