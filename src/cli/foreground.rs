@@ -130,6 +130,9 @@ fn broken(client: &GuestClient, e: &io::Error) -> Failure {
     )
 }
 
+/// A process whose console is gone ends within this.
+const GONE_ALREADY: Duration = Duration::from_secs(5);
+
 /// What happened while the guest ran.
 #[derive(Debug, Default)]
 struct Watched {
@@ -194,9 +197,16 @@ async fn watch(
     mut screen: Screen,
 ) -> Result<Watched, Failure> {
     let lost = |e: io::Error| broken(client, &e);
-    let console = UnixStream::connect(client.paths().console()).await.map_err(lost)?;
-    let (mut from_guest, mut to_guest) = console.into_split();
     let mut gone = wait_in_thread(child);
+    let console = match UnixStream::connect(client.paths().console()).await {
+        Ok(console) => console,
+        // A guest that ended already has no console: how it ended is the news, not that.
+        Err(_) if tokio::time::timeout(GONE_ALREADY, &mut gone).await.is_ok() => {
+            return Ok(Watched::default());
+        }
+        Err(e) => return Err(lost(e)),
+    };
+    let (mut from_guest, mut to_guest) = console.into_split();
     let mut keys = plan.interactive.then(read_keys);
     let mut asked_to_end = signals().map_err(lost)?;
     let mut deadline = plan.end(false);
