@@ -198,13 +198,8 @@ async fn watch(
 ) -> Result<Watched, Failure> {
     let lost = |e: io::Error| broken(client, &e);
     let mut gone = wait_in_thread(child);
-    let console = match UnixStream::connect(client.paths().console()).await {
-        Ok(console) => console,
-        // A guest that ended already has no console: how it ended is the news, not that.
-        Err(_) if tokio::time::timeout(GONE_ALREADY, &mut gone).await.is_ok() => {
-            return Ok(Watched::default());
-        }
-        Err(e) => return Err(lost(e)),
+    let Some(console) = connect(client, &mut gone).await.map_err(lost)? else {
+        return Ok(Watched::default());
     };
     let (mut from_guest, mut to_guest) = console.into_split();
     let mut keys = plan.interactive.then(read_keys);
@@ -271,6 +266,19 @@ async fn watch(
         hear_out(&mut from_guest, &mut screen, &mut watched).await;
     }
     Ok(watched)
+}
+
+/// Connects to the guest's console. `None`: it ended already, and how is the news, not that its
+/// console is gone.
+async fn connect(
+    client: &GuestClient,
+    gone: &mut oneshot::Receiver<()>,
+) -> io::Result<Option<UnixStream>> {
+    match UnixStream::connect(client.paths().console()).await {
+        Ok(console) => Ok(Some(console)),
+        Err(_) if tokio::time::timeout(GONE_ALREADY, gone).await.is_ok() => Ok(None),
+        Err(e) => Err(e),
+    }
 }
 
 /// Shows the last words of a guest; its console closes with its process.
