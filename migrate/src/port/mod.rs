@@ -12,7 +12,8 @@ use std::ops::Range;
 use std::time::Duration;
 
 use crate::unit::{Layout, Run, UnitIndex};
-use crate::wire::{GuestId, HostId, Term};
+use crate::handover::term::{HostId, Term};
+use crate::wire::GuestId;
 
 /// Memory of a guest, read while the guest may be writing to it.
 ///
