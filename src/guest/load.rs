@@ -158,6 +158,7 @@ mod tests {
         definition.disks.push(DiskDefinition {
             path: "/d".into(),
             read_only: false,
+            shared: false,
             cache: Cache::None,
             serial: "s".into(),
         });

@@ -20,6 +20,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use vmm::events::{EventSink, channel_pair};
 
 use super::confine::{Reach, confine};
+use super::disks::{Claim, DiskSet};
 use super::facts::Facts;
 use super::fingerprint;
 use super::inbox;
@@ -61,7 +62,10 @@ pub trait OpenedMachine {
     /// Makes its machines.
     type Machines: MakeMachine;
 
-    /// Its disks, locked, in the definition's order.
+    /// Claims its disks: with locks or without.
+    fn claim_disks(&self, claim: Claim) -> Result<DiskSet, Failure>;
+
+    /// Its disks in the definition's order, as a save sees them.
     fn disks(&mut self) -> Vec<SavedDisk>;
 
     /// Starts what needs threads (consoles). The process is confined now.
@@ -195,6 +199,7 @@ struct Taken<T> {
     grant: Grant,
     opened: T,
     disks: Arc<[SavedDisk]>,
+    disk_set: DiskSet,
     host_stop: HostStopFile,
     sockets: Sockets,
     here: Here,
@@ -248,6 +253,8 @@ fn build<O: OpenMachine>(
         .map_err(|e| file("the guest's facts cannot be written", &e))?;
     let record = owner_record(&spec.definition, taken.grant, taken.here);
     owner.begin(record, !spec.start_paused)?;
+    // It is the guest's now: a move may begin.
+    taken.disk_set.drop_next().map_err(|e| unexpected("the disks", &e))?;
     let answer = LaunchReply::Ready(Box::new(owner.info()));
     Ok((Guest { owner, server, dir: taken.dir, facts, spec }, answer))
 }
@@ -319,6 +326,7 @@ fn take<O: OpenMachine>(
     };
     let here = Here::look()?;
     let mut opened = machine.open(definition, &dir, console, events)?;
+    let disk_set = opened.claim_disks(Claim::Start)?;
     let disks = opened.disks();
     if let Some(source) = source {
         check_disks(definition, source, &disks, &here)?;
@@ -334,7 +342,17 @@ fn take<O: OpenMachine>(
     };
     confine(&Reach::new(dirs, dir.paths(), journal_dir, saves))
         .map_err(|e| unexpected("the guest process cannot be confined", &e))?;
-    Ok(Taken { dir, journal, grant, opened, disks: disks.into(), host_stop, sockets, here })
+    Ok(Taken {
+        dir,
+        journal,
+        grant,
+        opened,
+        disks: disks.into(),
+        disk_set,
+        host_stop,
+        sockets,
+        here,
+    })
 }
 
 /// Under the disks' locks, so that nobody changes them after the look.

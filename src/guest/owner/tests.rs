@@ -261,6 +261,7 @@ fn a_save_that_keeps_the_guest_running() {
         d.disks.push(DiskDefinition {
             path: "/d".into(),
             read_only: false,
+            shared: false,
             cache: crate::config::Cache::None,
             serial: String::new(),
         });
