@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn refused(result: Result<(), DiskOpenError>) {
+    fn refused(result: &Result<(), DiskOpenError>) {
         assert!(matches!(result, Err(DiskOpenError::Locked(_))), "{result:?}");
     }
 
@@ -153,16 +153,16 @@ mod tests {
         let owner = DiskLock::new(&file, &path, false).unwrap();
         owner.take_owner().unwrap();
         owner.take_owner().unwrap();
-        refused(lock(&path, false).take_owner());
-        refused(lock(&path, true).take_owner());
+        refused(&lock(&path, false).take_owner());
+        refused(&lock(&path, true).take_owner());
         // A copy of the descriptor keeps the lock; the last one gives it back.
         drop(owner);
-        refused(lock(&path, false).take_owner());
+        refused(&lock(&path, false).take_owner());
         drop(file);
         let (reader, other) = (lock(&path, true), lock(&path, true));
         reader.take_owner().unwrap();
         other.take_owner().unwrap();
-        refused(lock(&path, false).take_owner());
+        refused(&lock(&path, false).take_owner());
         drop((reader, other));
         lock(&path, false).take_owner().unwrap();
     }
@@ -180,15 +180,15 @@ mod tests {
         start(&source).unwrap();
         source.drop_next().unwrap();
         target.take_next().unwrap();
-        refused(start(&third));
-        refused(target.take_owner());
+        refused(&start(&third));
+        refused(&target.take_owner());
         source.drop_owner().unwrap();
-        refused(start(&third));
+        refused(&start(&third));
         target.take_owner().unwrap();
-        refused(start(&third));
+        refused(&start(&third));
         target.drop_next().unwrap();
-        refused(start(&third));
-        refused(start(&source));
+        refused(&start(&third));
+        refused(&start(&source));
     }
 
     #[test]
@@ -231,8 +231,8 @@ mod tests {
         let path = image(dir.path());
         let mine = lock(&path, false);
         let mut other = hold(&path);
-        refused(mine.take_owner());
-        refused(mine.take_next());
+        refused(&mine.take_owner());
+        refused(&mine.take_next());
         other.kill().unwrap();
         other.wait().unwrap();
         mine.take_owner().unwrap();
