@@ -247,4 +247,8 @@ impl Controls for VmmControls {
     fn press_power_button(&self) {
         self.0.press_power_button();
     }
+
+    fn announce(&self) -> io::Result<()> {
+        self.0.announce()
+    }
 }

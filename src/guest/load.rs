@@ -221,6 +221,7 @@ mod tests {
         definition.disks.push(DiskDefinition {
             path: "/d".into(),
             read_only: false,
+            shared: false,
             cache: Cache::None,
             serial: "s".into(),
         });

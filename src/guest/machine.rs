@@ -136,4 +136,6 @@ pub trait Controls: Send {
     fn set_cpu_share(&self, percent: u8) -> io::Result<()>;
     /// Presses the power button.
     fn press_power_button(&self);
+    /// Tells the network where the guest is now. After the resume in a new place.
+    fn announce(&self) -> io::Result<()>;
 }

@@ -3,6 +3,7 @@
 pub mod caller;
 pub mod confine;
 pub mod decide;
+pub mod disks;
 pub mod ending;
 pub mod facts;
 pub mod fdsock;

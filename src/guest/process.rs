@@ -16,13 +16,14 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use migrate_engine::handover::journal::Record as Step;
-use migrate_engine::handover::term::{Beside, BootId, HostId, Term};
+use migrate_engine::handover::term::{BootId, HostId, Term};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use uuid::Uuid;
 use vmm::events::{EventSink, channel_pair};
 
 use super::confine::{Reach, confine};
+use super::disks::{Claim, DiskSet};
 use super::facts::Facts;
 use super::fingerprint;
 use super::inbox;
@@ -64,7 +65,10 @@ pub trait OpenedMachine {
     /// Makes its machines.
     type Machines: MakeMachine;
 
-    /// Its disks, locked, in the definition's order.
+    /// Claims its disks: with locks or without.
+    fn claim_disks(&self, claim: Claim) -> Result<DiskSet, Failure>;
+
+    /// Its disks in the definition's order, as a save sees them.
     fn disks(&mut self) -> Vec<SavedDisk>;
 
     /// Starts what needs threads (consoles). The process is confined now.
@@ -199,6 +203,7 @@ struct Taken<T> {
     grant: Grant,
     opened: T,
     disks: Arc<[SavedDisk]>,
+    disk_set: DiskSet,
     host_stop: HostStopFile,
     sockets: Sockets,
 }
@@ -227,6 +232,7 @@ fn build<O: OpenMachine>(
     let (first, pause) = first_machine(&mut machines, source, taken.grant.new_generation, started)?;
 
     let record = owner_record(&taken.journal, taken.grant)?;
+    let disk_set = Arc::new(taken.disk_set);
     let facts = Facts {
         definition: spec.definition.clone(),
         term: taken.grant.term,
@@ -240,6 +246,7 @@ fn build<O: OpenMachine>(
         facts: facts.clone(),
         journal: taken.journal,
         disks: taken.disks,
+        disk_set: disk_set.clone(),
         host_stop: taken.host_stop,
         sources,
         inbox: inbox.clone(),
@@ -251,6 +258,8 @@ fn build<O: OpenMachine>(
     write_info(&taken.dir, &owner.info())
         .map_err(|e| file("the guest's facts cannot be written", &e))?;
     owner.begin(record, !spec.start_paused)?;
+    // It is the guest's now: a move may begin.
+    disk_set.drop_next().map_err(|e| unexpected("the disks", &e))?;
     let answer = LaunchReply::Ready(Box::new(owner.info()));
     Ok((Guest { owner, server, dir: taken.dir, facts, spec }, answer))
 }
@@ -318,8 +327,10 @@ fn take<O: OpenMachine>(
     let journal = Journal::take(&journal_dir)?;
     let whose = whose(definition, dirs)?;
     let mut opened = machine.open(definition, &dir, console, events)?;
+    let disk_set = opened.claim_disks(Claim::Start)?;
     let disks = opened.disks();
-    let known = Known { last: journal.last(), whose: &whose, beside: Beside::NOTHING };
+    let beside = disk_set.read_beside().map_err(|e| unexpected("the disks' records", &e))?;
+    let known = Known { last: journal.last(), whose: &whose, beside };
     let grant = match source {
         None => load::grant_start(&known)?,
         Some(s) => load::grant_load(&s.how, definition, &s.saved.metadata, &known)?,
@@ -339,7 +350,7 @@ fn take<O: OpenMachine>(
     };
     confine(&Reach::new(dirs, dir.paths(), journal_dir, saves))
         .map_err(|e| unexpected("the guest process cannot be confined", &e))?;
-    Ok(Taken { dir, journal, grant, opened, disks: disks.into(), host_stop, sockets })
+    Ok(Taken { dir, journal, grant, opened, disks: disks.into(), disk_set, host_stop, sockets })
 }
 
 /// Under the disks' locks, so that nobody changes them after the look.

@@ -295,5 +295,10 @@ pub mod fake {
         fn press_power_button(&self) {
             self.1.did("button");
         }
+
+        fn announce(&self) -> io::Result<()> {
+            self.1.did("announce");
+            Ok(())
+        }
     }
 }

@@ -17,6 +17,7 @@ use vmm::events::{EventSink, channel_pair};
 use super::*;
 use crate::api::{ErrorBody, ErrorCode, GuestInfo, SaveResult};
 use crate::config::{DiskDefinition, GuestDefinition, OnCrash, OnHostStop};
+use crate::guest::disks::DiskSet;
 use crate::guest::inbox::sources;
 use crate::guest::journal::{Journal, Whose};
 use crate::guest::machine::MakeMachine;
@@ -74,6 +75,7 @@ fn rig_with(change: impl FnOnce(&mut GuestDefinition), terminated: bool) -> Rig 
         facts,
         journal: SharedJournal::new(journal, whose),
         disks: Arc::new([]),
+        disk_set: Arc::new(DiskSet::start(&[]).unwrap()),
         host_stop: HostStopFile {
             fresh: root.path().join("fresh"),
             path: root.path().join("saved"),
@@ -264,6 +266,7 @@ fn a_save_that_keeps_the_guest_running() {
         d.disks.push(DiskDefinition {
             path: "/d".into(),
             read_only: false,
+            shared: false,
             cache: crate::config::Cache::None,
             serial: String::new(),
         });
