@@ -2,15 +2,19 @@
 //! Nothing else in the process runs, stops or ends the machine.
 
 mod apply;
+mod moving;
 #[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use migrate_engine::session::source::Held;
 use vmm::events::GuestEvent;
 
 use super::decide::{Action, Input, Phase, Policy, decide};
@@ -20,6 +24,9 @@ use super::inbox::{Answer, Command, Event, Inbox, Reply, Request, Sources};
 use super::journal::SharedJournal;
 use super::journal::record::{Record, State as Term};
 use super::machine::{Controls, MakeMachine, PausedMachine, RamFile};
+use super::moving::departure::UnderWay;
+use super::moving::feed::Feed;
+use super::moving::lease::LentPaused;
 use super::save::{Done, SavedDisk};
 use crate::api::{ExitHow, Failure, GuestInfo, GuestState, StopHow, StopResult};
 
@@ -46,6 +53,12 @@ enum State<P: PausedMachine> {
         until: Instant,
     },
     Saving(SaveUnderWay),
+    /// It is with the move.
+    Leaving,
+    /// Another host has the better right; what is left of the guest waits for an operator.
+    Held {
+        _guest: Box<Held<LentPaused<P>>>,
+    },
     /// Only while a machine changes hands, and at the end.
     Gone,
 }
@@ -89,6 +102,14 @@ pub struct Owner<M: MakeMachine> {
     terminate_later: bool,
     restarts: VecDeque<Instant>,
     resets: u64,
+    /// Directory of the guest's marks.
+    marks: PathBuf,
+    bound_to_caller: bool,
+    moving: Option<UnderWay>,
+    /// What happened in the last move.
+    last_feed: Option<Feed>,
+    /// The thread of the last move, which has some last words.
+    mover: Option<JoinHandle<()>>,
 }
 
 /// What reaches a machine whatever it is doing.
@@ -123,6 +144,10 @@ pub struct Parts<M: MakeMachine> {
     pub sources: Sources<M::Paused>,
     /// For worker threads.
     pub inbox: Inbox<M::Paused>,
+    /// Directory of the guest's marks.
+    pub marks: PathBuf,
+    /// The guest ends with the process that started it.
+    pub bound_to_caller: bool,
 }
 
 /// The end.
@@ -136,6 +161,8 @@ pub struct Ended {
     pub journal: SharedJournal,
     /// Clients that wait for the guest to be gone, and what to tell them then.
     pub farewells: Vec<(Reply, Result<Answer, Failure>)>,
+    /// A move that has some last words.
+    pub mover: Option<JoinHandle<()>>,
 }
 
 /// How it will end.
@@ -175,6 +202,11 @@ impl<M: MakeMachine> Owner<M> {
             terminate_later: false,
             restarts: VecDeque::new(),
             resets: 0,
+            marks: parts.marks,
+            bound_to_caller: parts.bound_to_caller,
+            moving: None,
+            last_feed: None,
+            mover: None,
         })
     }
 
@@ -233,7 +265,7 @@ impl<M: MakeMachine> Owner<M> {
         if let Some(event) = self.backlog.pop_front() {
             return self.handle(Input::Guest(event), None);
         }
-        if self.terminate_later && !matches!(self.state, State::Saving(_)) {
+        if self.terminate_later && !matches!(self.state, State::Saving(_) | State::Leaving) {
             self.terminate_later = false;
             return self.handle(Input::Terminate, None);
         }
@@ -244,6 +276,9 @@ impl<M: MakeMachine> Owner<M> {
         match self.sources.wait(deadline) {
             Event::Request(request) => self.handle(request.command.input(), Some(request)),
             Event::SaveDone(done) => self.save_done(done),
+            Event::Lease(lease) => self.lease(lease),
+            Event::MoveOver(over, ack) => self.move_over(over, ack),
+            Event::Landed(..) => None,
             Event::Guest(event) => {
                 tracing::info!(?event, "guest event");
                 self.handle(Input::Guest(event), None)
@@ -275,6 +310,8 @@ impl<M: MakeMachine> Owner<M> {
             State::Crashed { .. } => Some(Phase::Crashed),
             State::Stopping { .. } => Some(Phase::Stopping),
             State::Saving(_) => Some(Phase::Saving),
+            State::Leaving => Some(Phase::Leaving),
+            State::Held { .. } => Some(Phase::Held),
             State::Gone => None,
         }
     }
@@ -286,6 +323,7 @@ impl<M: MakeMachine> Owner<M> {
             State::Crashed { .. } => GuestState::Crashed,
             State::Stopping { .. } => GuestState::Stopping,
             State::Saving(_) => GuestState::Saving,
+            State::Leaving | State::Held { .. } => GuestState::Leaving,
             State::Gone => GuestState::Stopped,
         }
     }
@@ -299,12 +337,15 @@ impl<M: MakeMachine> Owner<M> {
             on_host_stop: self.facts.definition.on_host_stop,
             writable_disk: self.facts.writable_disk(),
             crash_loop: self.restarts.len() >= CRASH_LIMIT,
+            moving: self.moving.is_some(),
+            bound_to_caller: self.bound_to_caller,
         }
     }
 
     /// Gives up everything, the machine first.
     fn finish(mut self, ending: Ending) -> Ended {
         let mut farewells: Vec<_> = ending.farewell.into_iter().collect();
+        self.finish_move(ending.detail.as_deref().unwrap_or("the guest has ended"));
         self.handles = None;
         if let State::Saving(save) = std::mem::replace(&mut self.state, State::Gone) {
             save.cancel.store(true, Ordering::Relaxed);
@@ -321,6 +362,7 @@ impl<M: MakeMachine> Owner<M> {
             if ending.how == ExitHow::PoweredOff { StopHow::PoweredOff } else { StopHow::Killed };
         let stopped = || Ok(Answer::Stop(StopResult { schema: 1, how }));
         farewells.extend(self.stop_waiters.drain(..).map(|reply| (reply, stopped())));
-        Ended { how: ending.how, detail: ending.detail, journal: self.journal, farewells }
+        let (detail, journal, mover) = (ending.detail, self.journal, self.mover);
+        Ended { how: ending.how, detail, journal, farewells, mover }
     }
 }

@@ -24,7 +24,7 @@ struct SaveOrder {
     host_stop: Option<HostStopFile>,
 }
 
-fn unexpected(what: &str, error: &dyn std::fmt::Display) -> Failure {
+pub(super) fn unexpected(what: &str, error: &dyn std::fmt::Display) -> Failure {
     Failure::new(ErrorCode::Unexpected, format!("{what}: {error}"), "see the guest's log")
 }
 
@@ -42,19 +42,29 @@ impl<M: MakeMachine> Owner<M> {
                 Err(ending) => Some(ending),
             },
             Action::Rebuild { run, crashed } => {
+                self.end_move("it was reset");
                 if crashed {
                     self.restarts.push_back(Instant::now());
                 }
                 self.rebuild(run, request)
             }
-            Action::PowerButton => self.power_button(request),
+            Action::PowerButton => {
+                self.end_move("it is being stopped");
+                self.power_button(request)
+            }
+            Action::Move => self.begin_move(request),
+            Action::CancelMove | Action::Feed | Action::Hear => self.about_move(request),
             Action::Save { keep_running } => self.save_for_client(keep_running, request),
-            Action::SaveAndEnd => self.save_for_host_stop(),
+            Action::SaveAndEnd => {
+                self.end_move("its host stops");
+                self.save_for_host_stop()
+            }
             Action::Throttle(share) => {
                 let set = self.set_cpu_share(share);
                 self.answer(request, set)
             }
             Action::StandStill { reason } => {
+                self.end_move("it crashed");
                 self.stand_still(reason);
                 None
             }

@@ -82,6 +82,8 @@ fn rig_with(change: impl FnOnce(&mut GuestDefinition), terminated: bool) -> Rig 
         },
         sources,
         inbox: inbox.clone(),
+        marks: root.path().to_owned(),
+        bound_to_caller: false,
     };
     let mut owner = Owner::new(parts).unwrap();
     owner.begin(record, true).unwrap();
