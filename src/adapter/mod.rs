@@ -4,5 +4,6 @@
 mod failure;
 mod machine;
 mod open;
+mod units;
 
 pub use open::VmmHost;

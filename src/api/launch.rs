@@ -199,6 +199,7 @@ mod tests {
             die_with_parent: false,
             stdio_console: console,
             start_paused: false,
+            receive: None,
         }
     }
 

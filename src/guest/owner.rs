@@ -16,7 +16,7 @@ use vmm::events::GuestEvent;
 use super::decide::{Action, Input, Phase, Policy, decide};
 use super::facts::{Facts, Now};
 use super::inbox::{Answer, Command, Event, Inbox, Reply, Request, Sources};
-use super::journal::Journal;
+use super::journal::SharedJournal;
 use super::journal::record::{Record, State as Term};
 use super::machine::{Controls, MakeMachine, PausedMachine, RamFile};
 use super::save::{Done, SavedDisk};
@@ -76,7 +76,7 @@ pub struct Owner<M: MakeMachine> {
     /// `None` only while there is no machine: they keep parts of it alive.
     handles: Option<Handles>,
     facts: Facts,
-    journal: Journal,
+    journal: SharedJournal,
     disks: Arc<[SavedDisk]>,
     host_stop: HostStopFile,
     sources: Sources<M::Paused>,
@@ -110,7 +110,7 @@ pub struct Parts<M: MakeMachine> {
     /// About the guest.
     pub facts: Facts,
     /// Held for life; its record says `Owner`.
-    pub journal: Journal,
+    pub journal: SharedJournal,
     /// The guest's disks.
     pub disks: Arc<[SavedDisk]>,
     /// Where SIGTERM saves to.
@@ -129,7 +129,7 @@ pub struct Ended {
     /// More, for people.
     pub detail: Option<String>,
     /// The journal, its record final.
-    pub journal: Journal,
+    pub journal: SharedJournal,
     /// Clients that wait for the guest to be gone, and what to tell them then.
     pub farewells: Vec<(Reply, Result<Answer, Failure>)>,
 }

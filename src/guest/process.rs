@@ -15,18 +15,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use migrate_engine::handover::journal::Record as Step;
+use migrate_engine::handover::term::{BootId, HostId, Stamp, Term};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use uuid::Uuid;
 use vmm::events::{EventSink, channel_pair};
 
 use super::confine::{Reach, confine};
-use super::disks::{Claim, DiskSet};
+use super::disks::{Asked, Claim, DiskSet, DiskSetError};
 use super::facts::Facts;
 use super::fingerprint;
 use super::inbox;
-use super::journal::record::{Record, State};
-use super::journal::{self, Journal, JournalError};
-use super::load::{self, Grant};
+use super::journal::record::Record;
+use super::journal::{self, Journal, JournalError, SharedJournal, Whose};
+use super::load::{self, Grant, Known};
 use super::machine::{MakeMachine, Place, Restore};
 use super::owner::{self, Ended, HostStopFile, Owner};
 use super::runtime::RuntimeDir;
@@ -36,7 +39,7 @@ use super::server::{Server, Sockets, WaitConsole};
 use super::{caller, ending, log, sys};
 use crate::api::launch::{ReceivedFds, receive_launch, send_reply};
 use crate::api::{ErrorCode, Failure, GuestInfo, LaunchReply, LaunchSpec, LoadSpec};
-use crate::config::{GuestDefinition, OnHostStop};
+use crate::config::{Dirs, GuestDefinition, OnHostStop, host_id};
 
 /// Journals that no saved file knows are kept this long, as exit records are.
 const JOURNALS_KEPT: Duration = Duration::from_hours(14 * 24);
@@ -63,7 +66,7 @@ pub trait OpenedMachine {
     type Machines: MakeMachine;
 
     /// Claims its disks: with locks or without.
-    fn claim_disks(&self, claim: Claim) -> Result<DiskSet, Failure>;
+    fn claim_disks(&self, asked: Asked) -> Result<DiskSet, Failure>;
 
     /// Its disks in the definition's order, as a save sees them.
     fn disks(&mut self) -> Vec<SavedDisk>;
@@ -112,6 +115,7 @@ impl From<JournalError> for Failure {
                 (ErrorCode::AlreadyRunning, "stop that guest first, or load a clone: --as NAME")
             }
             JournalError::Io { .. } => (ErrorCode::File, "check the state directory's disk"),
+            JournalError::Illegal(_) => (ErrorCode::Superseded, "see: migrate show GUEST"),
             JournalError::Damaged { .. } => (
                 ErrorCode::File,
                 "restore the record from a backup, or remove the journal if no other host can \
@@ -195,14 +199,13 @@ struct Source {
 /// Everything that had to be taken or opened before confinement.
 struct Taken<T> {
     dir: RuntimeDir,
-    journal: Journal,
+    journal: SharedJournal,
     grant: Grant,
     opened: T,
     disks: Arc<[SavedDisk]>,
     disk_set: DiskSet,
     host_stop: HostStopFile,
     sockets: Sockets,
-    here: Here,
 }
 
 /// From the launch document to a guest that runs.
@@ -228,6 +231,8 @@ fn build<O: OpenMachine>(
     let (mut machines, wait_console) = taken.opened.start()?;
     let (first, pause) = first_machine(&mut machines, source, taken.grant.new_generation, started)?;
 
+    let host = taken.journal.whose().host;
+    let record = owner_record(&taken.journal, taken.grant)?;
     let facts = Facts {
         definition: spec.definition.clone(),
         term: taken.grant.term,
@@ -251,7 +256,9 @@ fn build<O: OpenMachine>(
         .map_err(|e| unexpected("the API cannot be served", &e))?;
     write_info(&taken.dir, &owner.info())
         .map_err(|e| file("the guest's facts cannot be written", &e))?;
-    let record = owner_record(&spec.definition, taken.grant, taken.here);
+    // Beside the disks first: a crash between the two leaves a term that only this host uses.
+    let stamp = Stamp { term: Term::new(facts.term), host };
+    taken.disk_set.stamp_owner(stamp).map_err(|e| DiskSetError::from(e).failure())?;
     owner.begin(record, !spec.start_paused)?;
     // It is the guest's now: a move may begin.
     taken.disk_set.drop_next().map_err(|e| unexpected("the disks", &e))?;
@@ -320,17 +327,21 @@ fn take<O: OpenMachine>(
         journal::prune(all, Timestamp::now() - JOURNALS_KEPT);
     }
     let journal = Journal::take(&journal_dir)?;
-    let grant = match source {
-        None => load::grant_start(journal.last()),
-        Some(s) => load::grant_load(&s.how, definition, &s.saved.metadata, journal.last())?,
-    };
-    let here = Here::look()?;
+    let whose = whose(definition, dirs)?;
     let mut opened = machine.open(definition, &dir, console, events)?;
-    let disk_set = opened.claim_disks(Claim::Start)?;
+    let asked = Asked { guest: definition.uuid, claim: Claim::Start };
+    let disk_set = opened.claim_disks(asked)?;
+    let beside = disk_set.read_for_start().map_err(|e| DiskSetError::from(e).failure())?;
     let disks = opened.disks();
+    let known = Known { last: journal.last(), whose: &whose, beside };
+    let grant = match source {
+        None => load::grant_start(&known)?,
+        Some(s) => load::grant_load(&s.how, definition, &s.saved.metadata, &known)?,
+    };
     if let Some(source) = source {
-        check_disks(definition, source, &disks, &here)?;
+        check_disks(definition, source, &disks, &whose.host_name)?;
     }
+    let journal = SharedJournal::new(journal, whose);
     let sockets = Sockets { api: dir.bind(&dir.paths().api())?, fd: dir.bind(&dir.paths().fd())? };
     let saves = (definition.on_host_stop == OnHostStop::Save).then(|| dirs.saves());
     ending::prepare(dirs)
@@ -342,17 +353,8 @@ fn take<O: OpenMachine>(
     };
     confine(&Reach::new(dirs, dir.paths(), journal_dir, saves))
         .map_err(|e| unexpected("the guest process cannot be confined", &e))?;
-    Ok(Taken {
-        dir,
-        journal,
-        grant,
-        opened,
-        disks: disks.into(),
-        disk_set,
-        host_stop,
-        sockets,
-        here,
-    })
+    let disks = disks.into();
+    Ok(Taken { dir, journal, grant, opened, disks, disk_set, host_stop, sockets })
 }
 
 /// Under the disks' locks, so that nobody changes them after the look.
@@ -360,7 +362,7 @@ fn check_disks(
     definition: &GuestDefinition,
     source: &Source,
     disks: &[SavedDisk],
-    here: &Here,
+    host: &str,
 ) -> Result<(), Failure> {
     let look = |disk: &SavedDisk| {
         fingerprint::take(&disk.file).map_err(|e| {
@@ -369,7 +371,7 @@ fn check_disks(
         })
     };
     let now = disks.iter().map(look).collect::<Result<Vec<_>, _>>()?;
-    load::check_disks(definition, &source.saved.metadata, &now, &here.host)
+    load::check_disks(definition, &source.saved.metadata, &now, host)
 }
 
 /// The machine to begin with, and how far its clocks were put forward if it was loaded.
@@ -392,35 +394,32 @@ fn first_machine<M: MakeMachine>(
     Ok((machine, Some(pause)))
 }
 
-/// This boot of this host.
-struct Here {
-    host: String,
-    boot_id: String,
-}
-
-impl Here {
-    fn look() -> Result<Self, Failure> {
-        let host = nix::unistd::gethostname()
-            .map_err(|e| unexpected("the host's name cannot be read", &e))?;
-        let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")
-            .map_err(|e| unexpected("the boot id cannot be read", &e))?;
-        let host = host.to_string_lossy().into_owned();
-        Ok(Self { host, boot_id: boot_id.trim().to_owned() })
-    }
-}
-
-fn owner_record(definition: &GuestDefinition, grant: Grant, here: Here) -> Record {
-    Record {
+/// Whose journal a guest process holds: this guest's, on this host in this boot.
+fn whose(definition: &GuestDefinition, dirs: &Dirs) -> Result<Whose, Failure> {
+    let name =
+        nix::unistd::gethostname().map_err(|e| unexpected("the host's name cannot be read", &e))?;
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map_err(|e| unexpected("the boot id cannot be read", &e))?;
+    let boot = Uuid::parse_str(boot.trim())
+        .map_err(|e| unexpected("the boot id cannot be understood", &e))?;
+    Ok(Whose {
         uuid: definition.uuid,
         name: definition.name.clone(),
-        term: grant.term,
-        host: here.host,
-        boot_id: here.boot_id,
-        since: Timestamp::now(),
-        origin: grant.origin,
-        saved_ever: grant.saved_ever,
-        state: State::Owner,
-    }
+        host_name: name.to_string_lossy().into_owned(),
+        host: HostId(host_id(dirs)?.as_u128()),
+        boot: BootId(boot.as_u128()),
+    })
+}
+
+/// The record of a start: this host owns the guest, in a new term.
+fn owner_record(journal: &SharedJournal, grant: Grant) -> Result<Record, Failure> {
+    let (whose, now) = (journal.whose(), Timestamp::now());
+    let last = journal.last().unwrap_or_else(|| whose.blank(now));
+    let step = Step::Owner { term: Term::new(grant.term) };
+    let record = last.after(step, whose.boot, None, now).map_err(JournalError::from)?;
+    let Grant { origin, saved_ever, .. } = grant;
+    let name = whose.name.clone();
+    Ok(Record { name, origin, saved_ever, ..record })
 }
 
 fn write_info(dir: &RuntimeDir, info: &GuestInfo) -> io::Result<()> {
@@ -436,6 +435,8 @@ impl<M: MakeMachine> Guest<M> {
         let Self { owner, server, dir, facts, spec } = self;
         let Ended { how, detail, journal, farewells } = owner.run();
         tracing::info!(?how, ?detail, "the guest ended");
+        // A switch that came to nothing leaves the guest in a later term.
+        let facts = Facts { term: journal.last().map_or(facts.term, |r| r.term()), ..facts };
         if let Err(error) = ending::leave(&spec.dirs, dir.paths(), &facts, how, detail) {
             tracing::error!(%error, "the exit record or console log could not be kept");
         }

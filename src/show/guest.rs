@@ -16,6 +16,8 @@ pub fn state_word(state: GuestState) -> &'static str {
         GuestState::Paused => "paused",
         GuestState::Saving => "saving",
         GuestState::Stopping => "stopping",
+        GuestState::Leaving => "leaving",
+        GuestState::Arriving => "arriving",
         GuestState::Crashed => "crashed",
         GuestState::Stopped => "stopped",
     }

@@ -289,7 +289,7 @@ impl<M: MakeMachine> Owner<M> {
             save,
             created,
             program: VERSION.into(),
-            host: self.journal.last().map(|r| r.host.clone()).unwrap_or_default(),
+            host: self.journal.whose().host_name.clone(),
             disks: Vec::new(),
             kept_running,
         }
@@ -301,7 +301,7 @@ impl<M: MakeMachine> Owner<M> {
     }
 
     fn rewrite(&mut self, state: Term, saved_ever: bool) -> Result<(), Failure> {
-        let Some(last) = self.journal.last().cloned() else { return Ok(()) };
+        let Some(last) = self.journal.last() else { return Ok(()) };
         let saved_ever = saved_ever || last.saved_ever;
         let record = Record { since: Timestamp::now(), saved_ever, state, ..last };
         Ok(self.journal.record(record)?)

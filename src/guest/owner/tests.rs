@@ -7,6 +7,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::thread::JoinHandle;
 
+use migrate_engine::handover::journal::Record as Step;
+use migrate_engine::handover::term::{BootId, HostId};
 use nix::sys::pthread::{pthread_kill, pthread_self};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -16,6 +18,7 @@ use super::*;
 use crate::api::{ErrorBody, ErrorCode, GuestInfo, SaveResult};
 use crate::config::{DiskDefinition, GuestDefinition, OnCrash, OnHostStop};
 use crate::guest::inbox::sources;
+use crate::guest::journal::{Journal, Whose};
 use crate::guest::machine::MakeMachine;
 use crate::guest::savefile;
 use crate::guest::server::{Server, Sockets, Waited};
@@ -54,22 +57,22 @@ fn rig_with(change: impl FnOnce(&mut GuestDefinition), terminated: bool) -> Rig 
         console: PathBuf::from("/console"),
         loaded_pause_ms: None,
     };
-    let record = Record {
+    let whose = Whose {
         uuid: facts.definition.uuid,
         name: "one".into(),
-        term: 1,
-        host: "h".into(),
-        boot_id: "b".into(),
-        since: Timestamp::now(),
-        origin: None,
-        saved_ever: false,
-        state: Term::Owner,
+        host_name: "h".into(),
+        host: HostId(1),
+        boot: BootId(2),
     };
+    let owns = Step::Owner { term: migrate_engine::handover::term::Term::new(1) };
+    let now = Timestamp::now();
+    let record = whose.blank(now).after(owns, whose.boot, None, now).unwrap();
+    let journal = Journal::take(&root.path().join("journal")).unwrap();
     let parts = Parts {
         machine,
         machines,
         facts,
-        journal: Journal::take(&root.path().join("journal")).unwrap(),
+        journal: SharedJournal::new(journal, whose),
         disks: Arc::new([]),
         host_stop: HostStopFile {
             fresh: root.path().join("fresh"),
