@@ -4,6 +4,7 @@
 mod failure;
 mod machine;
 mod open;
+mod receiver;
 mod units;
 
 pub use open::VmmHost;

@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use vmm::events::GuestEvent;
 
 use super::decide::{Action, Input, Phase, Policy, decide};
+use super::disks::{DiskSet, DiskSetError};
 use super::facts::{Facts, Now};
 use super::inbox::{Answer, Command, Event, Inbox, Reply, Request, Sources};
 use super::journal::SharedJournal;
@@ -78,6 +79,7 @@ pub struct Owner<M: MakeMachine> {
     facts: Facts,
     journal: SharedJournal,
     disks: Arc<[SavedDisk]>,
+    disk_set: Arc<DiskSet>,
     host_stop: HostStopFile,
     sources: Sources<M::Paused>,
     inbox: Inbox<M::Paused>,
@@ -87,6 +89,8 @@ pub struct Owner<M: MakeMachine> {
     terminate_later: bool,
     restarts: VecDeque<Instant>,
     resets: u64,
+    /// It has not run here yet, but elsewhere or earlier: the network must hear of it.
+    arrived: bool,
 }
 
 /// What reaches a machine whatever it is doing.
@@ -111,8 +115,10 @@ pub struct Parts<M: MakeMachine> {
     pub facts: Facts,
     /// Held for life; its record says `Owner`.
     pub journal: SharedJournal,
-    /// The guest's disks.
+    /// The guest's disks, as a save sees them.
     pub disks: Arc<[SavedDisk]>,
+    /// Their locks, held, and what stands beside them.
+    pub disk_set: Arc<DiskSet>,
     /// Where SIGTERM saves to.
     pub host_stop: HostStopFile,
     /// What to wait for.
@@ -155,6 +161,7 @@ impl<M: MakeMachine> Owner<M> {
     /// Its memory cannot be reached.
     pub fn new(parts: Parts<M>) -> std::io::Result<Self> {
         let handles = Some(Handles::of(&parts.machine)?);
+        let arrived = parts.facts.loaded_pause_ms.is_some();
         Ok(Self {
             state: State::Paused(parts.machine),
             machines: parts.machines,
@@ -162,6 +169,7 @@ impl<M: MakeMachine> Owner<M> {
             facts: parts.facts,
             journal: parts.journal,
             disks: parts.disks,
+            disk_set: parts.disk_set,
             host_stop: parts.host_stop,
             sources: parts.sources,
             inbox: parts.inbox,
@@ -170,15 +178,22 @@ impl<M: MakeMachine> Owner<M> {
             terminate_later: false,
             restarts: VecDeque::new(),
             resets: 0,
+            arrived,
         })
     }
 
-    /// Records the right to run, and lets the machine `run` for the first time.
+    /// Records the right to run, here and beside the shared disks, and lets the machine `run` for
+    /// the first time.
     ///
     /// # Errors
     /// The record cannot be written, or the machine cannot run. It never ran then.
     pub fn begin(&mut self, record: Record, run: bool) -> Result<(), Failure> {
+        let right = record.ledger.owned();
         self.journal.record(record)?;
+        if let Some(right) = right {
+            let stamped = self.disk_set.stamp_owner(right).map_err(DiskSetError::from);
+            stamped.map_err(|e| e.failure())?;
+        }
         if !run {
             return Ok(());
         }

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use migrate_engine::handover::journal::Record as Step;
-use migrate_engine::handover::term::{BootId, HostId, Stamp, Term};
+use migrate_engine::handover::term::{BootId, HostId, Term};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use uuid::Uuid;
@@ -231,8 +231,8 @@ fn build<O: OpenMachine>(
     let (mut machines, wait_console) = taken.opened.start()?;
     let (first, pause) = first_machine(&mut machines, source, taken.grant.new_generation, started)?;
 
-    let host = taken.journal.whose().host;
     let record = owner_record(&taken.journal, taken.grant)?;
+    let disk_set = Arc::new(taken.disk_set);
     let facts = Facts {
         definition: spec.definition.clone(),
         term: taken.grant.term,
@@ -246,6 +246,7 @@ fn build<O: OpenMachine>(
         facts: facts.clone(),
         journal: taken.journal,
         disks: taken.disks,
+        disk_set: disk_set.clone(),
         host_stop: taken.host_stop,
         sources,
         inbox: inbox.clone(),
@@ -256,12 +257,9 @@ fn build<O: OpenMachine>(
         .map_err(|e| unexpected("the API cannot be served", &e))?;
     write_info(&taken.dir, &owner.info())
         .map_err(|e| file("the guest's facts cannot be written", &e))?;
-    // Beside the disks first: a crash between the two leaves a term that only this host uses.
-    let stamp = Stamp { term: Term::new(facts.term), host };
-    taken.disk_set.stamp_owner(stamp).map_err(|e| DiskSetError::from(e).failure())?;
     owner.begin(record, !spec.start_paused)?;
     // It is the guest's now: a move may begin.
-    taken.disk_set.drop_next().map_err(|e| unexpected("the disks", &e))?;
+    disk_set.drop_next().map_err(|e| unexpected("the disks", &e))?;
     let answer = LaunchReply::Ready(Box::new(owner.info()));
     Ok((Guest { owner, server, dir: taken.dir, facts, spec }, answer))
 }
@@ -353,8 +351,7 @@ fn take<O: OpenMachine>(
     };
     confine(&Reach::new(dirs, dir.paths(), journal_dir, saves))
         .map_err(|e| unexpected("the guest process cannot be confined", &e))?;
-    let disks = disks.into();
-    Ok(Taken { dir, journal, grant, opened, disks, disk_set, host_stop, sockets })
+    Ok(Taken { dir, journal, grant, opened, disks: disks.into(), disk_set, host_stop, sockets })
 }
 
 /// Under the disks' locks, so that nobody changes them after the look.

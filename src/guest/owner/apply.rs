@@ -110,7 +110,10 @@ impl<M: MakeMachine> Owner<M> {
     pub(super) fn resume_machine(&mut self) -> Result<Result<(), Failure>, Ending> {
         match std::mem::replace(&mut self.state, State::Gone) {
             State::Paused(paused) => match paused.resume() {
-                Ok(running) => self.state = State::Running(running),
+                Ok(running) => {
+                    self.state = State::Running(running);
+                    self.announce();
+                }
                 Err((Some(paused), failure)) => {
                     self.state = State::Paused(paused);
                     return Ok(Err(failure));
@@ -123,6 +126,16 @@ impl<M: MakeMachine> Owner<M> {
             other => self.state = other,
         }
         Ok(Ok(()))
+    }
+
+    /// Tells the network where the guest is, when it runs for the first time in a new place.
+    fn announce(&mut self) {
+        if let Some(handles) = &self.handles
+            && std::mem::take(&mut self.arrived)
+            && let Err(error) = handles.controls.announce()
+        {
+            tracing::warn!(%error, "the network was not told where the guest is");
+        }
     }
 
     fn rebuild(&mut self, run: bool, request: Option<Request>) -> Option<Ending> {
