@@ -205,14 +205,17 @@ impl PausedMachine for VmmPaused {
     }
 
     fn ram(&self) -> io::Result<RamFile> {
-        let ram = self.0.ram();
-        let file: File = ram.file().try_clone()?;
-        Ok(RamFile { file, bytes: ram.bytes() })
+        ram_file(self.0.ram())
     }
 
     fn controls(&self) -> Box<dyn Controls> {
         Box::new(VmmControls(self.0.controls()))
     }
+}
+
+fn ram_file(ram: &GuestRam) -> io::Result<RamFile> {
+    let file: File = ram.file().try_clone()?;
+    Ok(RamFile { file, bytes: ram.bytes() })
 }
 
 impl RunningMachine for VmmRunning {
@@ -224,6 +227,14 @@ impl RunningMachine for VmmRunning {
 
     fn units(&self) -> io::Result<Ram> {
         Ram::new(self.0.ram().clone())
+    }
+
+    fn ram(&self) -> io::Result<RamFile> {
+        ram_file(self.0.ram())
+    }
+
+    fn controls(&self) -> Box<dyn Controls> {
+        Box::new(VmmControls(self.0.controls()))
     }
 
     fn pause(self) -> VmmPaused {

@@ -24,7 +24,7 @@ use super::failure;
 use super::machine::VmmMachines;
 use crate::api::{ErrorCode, Failure};
 use crate::config::{Cache, DiskDefinition, GuestDefinition, GuestPaths};
-use crate::guest::disks::{Claim, DiskSet, Part};
+use crate::guest::disks::{Asked, DiskSet, Part};
 use crate::guest::process::{OpenMachine, OpenedMachine};
 use crate::guest::runtime::RuntimeDir;
 use crate::guest::save::SavedDisk;
@@ -118,11 +118,11 @@ impl OpenMachine for VmmHost {
 impl OpenedMachine for Opened {
     type Machines = VmmMachines;
 
-    fn claim_disks(&self, claim: Claim) -> Result<DiskSet, Failure> {
+    fn claim_disks(&self, asked: Asked) -> Result<DiskSet, Failure> {
         let disks = self.disks.iter();
         let parts: Vec<_> =
             disks.map(|OpenDisk { definition, file }| Part { definition, file }).collect();
-        DiskSet::claim(&parts, claim).map_err(|e| e.failure())
+        DiskSet::claim(asked, &parts).map_err(|e| e.failure())
     }
 
     fn disks(&mut self) -> Vec<SavedDisk> {

@@ -95,6 +95,28 @@ pub fn grant_start(known: &Known<'_>) -> Result<Grant, Failure> {
     Ok(Grant { term, origin: None, saved_ever, new_generation: false })
 }
 
+/// Whether a guest may come here from another host: only if it is not this host's.
+///
+/// # Errors
+/// `already-running` or `in-doubt`.
+pub fn may_receive(known: &Known<'_>) -> Result<(), Failure> {
+    use migrate_engine::handover::journal::Record as Step;
+    let name = &known.whose.name;
+    match known.last.and_then(|r| r.ledger.now()) {
+        None | Some(Step::Ceded(_) | Step::Moved(_) | Step::Tombstone(_)) => Ok(()),
+        Some(Step::Owner { .. } | Step::Withdrawn(_)) => Err(Failure::new(
+            ErrorCode::AlreadyRunning,
+            format!("guest '{name}' belongs to this host already, where it is stopped"),
+            "one of the two hosts must give it up: see migrate show on both",
+        )),
+        Some(Step::Offered(_) | Step::Receiving(_)) => Err(Failure::new(
+            ErrorCode::InDoubt,
+            format!("an earlier move of guest '{name}' is not settled on this host"),
+            "it will be as soon as the other host answers: start its daemon",
+        )),
+    }
+}
+
 /// The right to continue from a file. `known` is of the guest `asked.uuid`.
 ///
 /// # Errors

@@ -124,6 +124,12 @@ pub trait RunningMachine: Send + Sized + 'static {
     /// Its RAM in units.
     fn units(&self) -> io::Result<<Self::Paused as PausedMachine>::Ram>;
 
+    /// Its RAM.
+    fn ram(&self) -> io::Result<RamFile>;
+
+    /// Its controls.
+    fn controls(&self) -> Box<dyn Controls>;
+
     /// Stops it: vCPUs first, then devices.
     fn pause(self) -> Self::Paused;
 }

@@ -14,7 +14,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use migrate_engine::session::source::Held;
 use vmm::events::GuestEvent;
 
 use super::decide::{Action, Input, Phase, Policy, decide};
@@ -23,10 +22,9 @@ use super::facts::{Facts, Now};
 use super::inbox::{Answer, Command, Event, Inbox, Reply, Request, Sources};
 use super::journal::SharedJournal;
 use super::journal::record::{Record, State as Term};
-use super::machine::{Controls, MakeMachine, PausedMachine, RamFile};
+use super::machine::{Controls, MakeMachine, PausedMachine, RamFile, RunningMachine};
 use super::moving::departure::UnderWay;
 use super::moving::feed::Feed;
-use super::moving::lease::LentPaused;
 use super::save::{Done, SavedDisk};
 use crate::api::{ExitHow, Failure, GuestInfo, GuestState, StopHow, StopResult};
 
@@ -57,7 +55,7 @@ enum State<P: PausedMachine> {
     Leaving,
     /// Another host has the better right; what is left of the guest waits for an operator.
     Held {
-        _guest: Box<Held<LentPaused<P>>>,
+        _guest: Box<dyn Send>,
     },
     /// Only while a machine changes hands, and at the end.
     Gone,
@@ -78,9 +76,9 @@ struct SaveUnderWay {
 #[derive(Clone, Debug)]
 pub struct HostStopFile {
     /// Written to.
-    pub fresh: std::path::PathBuf,
+    pub fresh: PathBuf,
     /// Renamed to when complete.
-    pub path: std::path::PathBuf,
+    pub path: PathBuf,
 }
 
 /// The guest, and everything by which it is ruled.
@@ -110,6 +108,8 @@ pub struct Owner<M: MakeMachine> {
     last_feed: Option<Feed>,
     /// The thread of the last move, which has some last words.
     mover: Option<JoinHandle<()>>,
+    /// It has not run here yet, but elsewhere or earlier: the network must hear of it.
+    arrived: bool,
 }
 
 /// What reaches a machine whatever it is doing.
@@ -124,10 +124,32 @@ impl Handles {
     }
 }
 
+/// The machine that an owner begins with.
+#[derive(Debug)]
+pub enum First<P: PausedMachine> {
+    /// It stands still.
+    Paused(P),
+    /// It runs: it came from another host.
+    Running(P::Running),
+    /// It came from another host, which has the better right all the same.
+    Held(P),
+}
+
+impl<P: PausedMachine> First<P> {
+    fn handles(&self) -> std::io::Result<Handles> {
+        match self {
+            Self::Paused(machine) | Self::Held(machine) => Handles::of(machine),
+            Self::Running(machine) => {
+                Ok(Handles { controls: machine.controls(), ram: machine.ram()? })
+            }
+        }
+    }
+}
+
 /// What an owner is made of.
 pub struct Parts<M: MakeMachine> {
-    /// The first machine, standing still.
-    pub machine: M::Paused,
+    /// The first machine.
+    pub machine: First<M::Paused>,
     /// For resets.
     pub machines: M,
     /// About the guest.
@@ -148,6 +170,10 @@ pub struct Parts<M: MakeMachine> {
     pub marks: PathBuf,
     /// The guest ends with the process that started it.
     pub bound_to_caller: bool,
+    /// What happened in the move that brought it.
+    pub last_feed: Option<Feed>,
+    /// The thread of that move.
+    pub mover: Option<JoinHandle<()>>,
 }
 
 /// The end.
@@ -180,14 +206,19 @@ impl Ending {
 }
 
 impl<M: MakeMachine> Owner<M> {
-    /// Takes over a machine that stands still.
+    /// Takes over a machine.
     ///
     /// # Errors
     /// Its memory cannot be reached.
     pub fn new(parts: Parts<M>) -> std::io::Result<Self> {
-        let handles = Some(Handles::of(&parts.machine)?);
+        let handles = Some(parts.machine.handles()?);
+        let arrived = parts.facts.loaded_pause_ms.is_some();
         Ok(Self {
-            state: State::Paused(parts.machine),
+            state: match parts.machine {
+                First::Paused(machine) => State::Paused(machine),
+                First::Running(machine) => State::Running(machine),
+                First::Held(machine) => State::Held { _guest: Box::new(machine) },
+            },
             machines: parts.machines,
             handles,
             facts: parts.facts,
@@ -205,8 +236,9 @@ impl<M: MakeMachine> Owner<M> {
             marks: parts.marks,
             bound_to_caller: parts.bound_to_caller,
             moving: None,
-            last_feed: None,
-            mover: None,
+            last_feed: parts.last_feed,
+            mover: parts.mover,
+            arrived,
         })
     }
 

@@ -5,11 +5,15 @@
 //! are interpreted and threads started. Whatever fails on the way, dropping what was made so far
 //! leaves nothing behind.
 
+mod coming;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::net::UdpSocket;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,18 +24,22 @@ use migrate_engine::handover::term::{BootId, HostId, Term};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use uuid::Uuid;
+
+use coming::Coming;
 use vmm::events::{EventSink, channel_pair};
 
 use super::confine::{Reach, confine};
-use super::disks::{Claim, DiskSet};
+use super::disks::{Asked, Claim, DiskSet, DiskSetError};
 use super::facts::Facts;
 use super::fingerprint;
-use super::inbox;
+use super::inbox::{self, Inbox, Sources};
 use super::journal::record::Record;
 use super::journal::{self, Journal, JournalError, SharedJournal, Whose};
 use super::load::{self, Grant, Known};
-use super::machine::{MakeMachine, Place, Restore};
-use super::owner::{self, Ended, HostStopFile, Owner};
+use super::machine::{MakeMachine, PausedMachine, Place, Restore};
+use super::moving::departure::UnderWay;
+use super::moving::link;
+use super::owner::{self, Ended, First, HostStopFile, Owner};
 use super::runtime::RuntimeDir;
 use super::save::SavedDisk;
 use super::savefile::{self, SavedFile};
@@ -66,7 +74,7 @@ pub trait OpenedMachine {
     type Machines: MakeMachine;
 
     /// Claims its disks: with locks or without.
-    fn claim_disks(&self, claim: Claim) -> Result<DiskSet, Failure>;
+    fn claim_disks(&self, asked: Asked) -> Result<DiskSet, Failure>;
 
     /// Its disks in the definition's order, as a save sees them.
     fn disks(&mut self) -> Vec<SavedDisk>;
@@ -173,11 +181,14 @@ impl Process {
     fn live(self, machine: &impl OpenMachine) -> ExitCode {
         let Self { launch, reply, signals, started } = self;
         match build(machine, &launch, signals, started) {
-            Ok((guest, answer)) => {
+            Ok((life, answer)) => {
                 // Nobody who hears it: then the guest lives all the same.
                 let _ = send_reply(&reply, &answer);
                 drop((reply, launch));
-                guest.rule()
+                match life {
+                    Life::Here(guest) => guest.rule(),
+                    Life::Coming(coming) => coming.wait(),
+                }
             }
             Err(failure) => {
                 tracing::error!(%failure, "the guest was not started");
@@ -200,12 +211,42 @@ struct Source {
 struct Taken<T> {
     dir: RuntimeDir,
     journal: SharedJournal,
-    grant: Grant,
+    right: Right,
     opened: T,
     disks: Arc<[SavedDisk]>,
     disk_set: DiskSet,
     host_stop: HostStopFile,
     sockets: Sockets,
+}
+
+/// By what right a process has its guest.
+enum Right {
+    /// It starts it.
+    Start(Grant),
+    /// It receives it, over these sockets.
+    Receive(Vec<UdpSocket>),
+}
+
+/// What a process lives for.
+enum Life<M: MakeMachine> {
+    /// A guest that is there.
+    Here(Guest<M>),
+    /// One that is to come.
+    Coming(Coming<M>),
+}
+
+/// A confined process with all that a guest of any origin needs.
+struct Frame<M: MakeMachine> {
+    spec: LaunchSpec,
+    started: Timestamp,
+    dir: RuntimeDir,
+    journal: SharedJournal,
+    disks: Arc<[SavedDisk]>,
+    disk_set: Arc<DiskSet>,
+    host_stop: HostStopFile,
+    machines: M,
+    sources: Sources<M::Paused>,
+    inbox: Inbox<M::Paused>,
 }
 
 /// From the launch document to a guest that runs.
@@ -214,7 +255,7 @@ fn build<O: OpenMachine>(
     launch: &UnixStream,
     signals: SignalFd,
     started: Timestamp,
-) -> Result<(Guest<MachinesOf<O>>, LaunchReply), Failure> {
+) -> Result<(Life<MachinesOf<O>>, LaunchReply), Failure> {
     let (spec, fds) =
         receive_launch(launch).map_err(|e| unexpected("the launch document cannot be read", &e))?;
     check_name(&spec.definition.name)?;
@@ -228,40 +269,106 @@ fn build<O: OpenMachine>(
         inbox::sources(guest_events, Some(signals), caller).map_err(no_counter)?;
 
     let taken = take(machine, &spec, source.as_ref(), console, events)?;
-    let (mut machines, wait_console) = taken.opened.start()?;
-    let (first, pause) = first_machine(&mut machines, source, taken.grant.new_generation, started)?;
-
-    let record = owner_record(&taken.journal, taken.grant)?;
-    let disk_set = Arc::new(taken.disk_set);
-    let facts = Facts {
-        definition: spec.definition.clone(),
-        term: taken.grant.term,
+    let (machines, wait_console) = taken.opened.start()?;
+    let frame = Frame {
+        spec,
         started,
-        console: taken.dir.paths().console(),
-        loaded_pause_ms: pause.map(|p| u64::try_from(p.as_millis()).unwrap_or(u64::MAX)),
-    };
-    let parts = owner::Parts {
-        machine: first,
-        machines,
-        facts: facts.clone(),
+        dir: taken.dir,
         journal: taken.journal,
         disks: taken.disks,
-        disk_set: disk_set.clone(),
+        disk_set: Arc::new(taken.disk_set),
         host_stop: taken.host_stop,
+        machines,
         sources,
-        inbox: inbox.clone(),
+        inbox,
     };
-    let mut owner =
-        Owner::new(parts).map_err(|e| unexpected("the guest's memory is out of reach", &e))?;
-    let server = Server::start(taken.sockets, inbox, wait_console)
-        .map_err(|e| unexpected("the API cannot be served", &e))?;
-    write_info(&taken.dir, &owner.info())
-        .map_err(|e| file("the guest's facts cannot be written", &e))?;
-    owner.begin(record, !spec.start_paused)?;
-    // It is the guest's now: a move may begin.
-    disk_set.drop_next().map_err(|e| unexpected("the disks", &e))?;
-    let answer = LaunchReply::Ready(Box::new(owner.info()));
-    Ok((Guest { owner, server, dir: taken.dir, facts, spec }, answer))
+    let serve = Serve { sockets: taken.sockets, wait_console };
+    match taken.right {
+        Right::Start(grant) => frame.start(source, grant, serve),
+        Right::Receive(sockets) => frame.receive(sockets, serve),
+    }
+}
+
+/// What an API server is made of.
+struct Serve {
+    sockets: Sockets,
+    wait_console: WaitConsole,
+}
+
+impl Serve {
+    fn start<P: PausedMachine>(self, inbox: Inbox<P>) -> Result<Server, Failure> {
+        Server::start(self.sockets, inbox, self.wait_console)
+            .map_err(|e| unexpected("the API cannot be served", &e))
+    }
+}
+
+impl<M: MakeMachine> Frame<M> {
+    fn facts(&self, pause: Option<Duration>) -> Facts {
+        Facts {
+            definition: self.spec.definition.clone(),
+            term: self.journal.ledger().highest().get(),
+            started: self.started,
+            console: self.dir.paths().console(),
+            loaded_pause_ms: pause.map(|p| u64::try_from(p.as_millis()).unwrap_or(u64::MAX)),
+        }
+    }
+
+    fn marks(&self) -> PathBuf {
+        self.spec.dirs.marks(&self.spec.definition.uuid)
+    }
+
+    /// The owner of `machine`. `brought` is the move that brought it, which has ended.
+    fn owner(
+        self,
+        machine: First<M::Paused>,
+        facts: Facts,
+        brought: Option<UnderWay>,
+    ) -> Result<(Owner<M>, RuntimeDir, LaunchSpec), Failure> {
+        let marks = self.marks();
+        let (last_feed, mover) = brought.map(|b| (b.feed, b.thread)).unzip();
+        let parts = owner::Parts {
+            machine,
+            machines: self.machines,
+            facts,
+            journal: self.journal,
+            disks: self.disks,
+            disk_set: self.disk_set,
+            host_stop: self.host_stop,
+            sources: self.sources,
+            inbox: self.inbox,
+            marks,
+            bound_to_caller: self.spec.die_with_parent,
+            last_feed,
+            mover,
+        };
+        let owner =
+            Owner::new(parts).map_err(|e| unexpected("the guest's memory is out of reach", &e))?;
+        Ok((owner, self.dir, self.spec))
+    }
+
+    /// Boots or loads the guest, and lets it run.
+    fn start(
+        mut self,
+        source: Option<Source>,
+        grant: Grant,
+        serve: Serve,
+    ) -> Result<(Life<M>, LaunchReply), Failure> {
+        let (generation, now) = (grant.new_generation, self.started);
+        let (first, pause) = first_machine(&mut self.machines, source, generation, now)?;
+        let facts = Facts { term: grant.term, ..self.facts(pause) };
+        let record = owner_record(&self.journal, grant)?;
+        let (inbox, disk_set) = (self.inbox.clone(), self.disk_set.clone());
+        let run = !self.spec.start_paused;
+        let (mut owner, dir, spec) = self.owner(First::Paused(first), facts.clone(), None)?;
+        let server = serve.start(inbox)?;
+        write_info(&dir, &owner.info())
+            .map_err(|e| file("the guest's facts cannot be written", &e))?;
+        owner.begin(record, run)?;
+        // It is the guest's now: a move may begin.
+        disk_set.drop_next().map_err(|e| unexpected("the disks", &e))?;
+        let answer = LaunchReply::Ready(Box::new(owner.info()));
+        Ok((Life::Here(Guest { owner, server, dir, facts, spec }), answer))
+    }
 }
 
 /// Paths are made of the name, so it is checked here whoever checked it before.
@@ -327,13 +434,20 @@ fn take<O: OpenMachine>(
     let journal = Journal::take(&journal_dir)?;
     let whose = whose(definition, dirs)?;
     let mut opened = machine.open(definition, &dir, console, events)?;
-    let disk_set = opened.claim_disks(Claim::Start)?;
+    let asked = Asked { guest: definition.uuid, claim: Claim::Start };
+    let disk_set = opened.claim_disks(asked)?;
+    let beside = disk_set.read_for_start().map_err(|e| DiskSetError::from(e).failure())?;
     let disks = opened.disks();
-    let beside = disk_set.read_beside().map_err(|e| unexpected("the disks' records", &e))?;
     let known = Known { last: journal.last(), whose: &whose, beside };
-    let grant = match source {
-        None => load::grant_start(&known)?,
-        Some(s) => load::grant_load(&s.how, definition, &s.saved.metadata, &known)?,
+    let right = match (source, &spec.receive) {
+        (None, None) => Right::Start(load::grant_start(&known)?),
+        (Some(s), _) => {
+            Right::Start(load::grant_load(&s.how, definition, &s.saved.metadata, &known)?)
+        }
+        (None, Some(receive)) => {
+            load::may_receive(&known)?;
+            Right::Receive(link::bind(receive)?)
+        }
     };
     if let Some(source) = source {
         check_disks(definition, source, &disks, &whose.host_name)?;
@@ -348,9 +462,12 @@ fn take<O: OpenMachine>(
         fresh: dirs.saves().join(format!("{}.partial", definition.name)),
         path: dirs.saves().join(format!("{}.state", definition.name)),
     };
-    confine(&Reach::new(dirs, dir.paths(), journal_dir, saves))
+    let marks = dirs.marks(&definition.uuid);
+    fs::create_dir_all(&marks)
+        .map_err(|e| file("the instance's directories cannot be made", &e))?;
+    confine(&Reach::new(dirs, dir.paths(), (journal_dir, marks), saves))
         .map_err(|e| unexpected("the guest process cannot be confined", &e))?;
-    Ok(Taken { dir, journal, grant, opened, disks: disks.into(), disk_set, host_stop, sockets })
+    Ok(Taken { dir, journal, right, opened, disks: disks.into(), disk_set, host_stop, sockets })
 }
 
 /// Under the disks' locks, so that nobody changes them after the look.
@@ -429,7 +546,7 @@ impl<M: MakeMachine> Guest<M> {
     /// Until the end. Clients that wait for it hear of it when name, identity and disks are free.
     fn rule(self) -> ExitCode {
         let Self { owner, server, dir, facts, spec } = self;
-        let Ended { how, detail, journal, farewells } = owner.run();
+        let Ended { how, detail, journal, farewells, mover } = owner.run();
         tracing::info!(?how, ?detail, "the guest ended");
         // A switch that came to nothing leaves the guest in a later term.
         let facts = Facts { term: journal.last().map_or(facts.term, |r| r.term()), ..facts };
@@ -437,6 +554,10 @@ impl<M: MakeMachine> Guest<M> {
             tracing::error!(%error, "the exit record or console log could not be kept");
         }
         drop(dir);
+        // A move has some last words, and holds the journal until then.
+        if let Some(mover) = mover {
+            let _ = mover.join();
+        }
         drop(journal);
         for (reply, answer) in farewells {
             reply.send(answer);

@@ -174,9 +174,7 @@ async fn ask<P: PausedMachine>(app: &App<P>, command: Command) -> Answered {
         Answer::Stop(result) => Json(result).into_response(),
         Answer::Save(result) => Json(result).into_response(),
         Answer::Done => Json(serde_json::json!({ "schema": 1 })).into_response(),
-        Answer::Cancelled(accepted) => {
-            Json(CancelAnswer { schema: 1, accepted }).into_response()
-        }
+        Answer::Cancelled(accepted) => Json(CancelAnswer { schema: 1, accepted }).into_response(),
         Answer::Feed(feed) => lines(feed.listen()),
     })
 }
@@ -226,10 +224,7 @@ async fn begin_move<P: PausedMachine>(
     ask(&app, Command::Move(Box::new(start))).await
 }
 
-async fn heard<P: PausedMachine>(
-    State(app): State<App<P>>,
-    Body(words): Body<Words>,
-) -> Answered {
+async fn heard<P: PausedMachine>(State(app): State<App<P>>, Body(words): Body<Words>) -> Answered {
     let frame = hex::decode(&words.frame).and_then(|frame| relay::decode(&frame));
     let message = frame.ok_or_else(|| usage("that is no word of a hand-over"))?;
     ask(&app, Command::Heard(message)).await

@@ -85,14 +85,22 @@ pub mod fake {
     pub struct Fakes(pub Strings);
 
     /// A fake that stands still.
+    #[derive(Debug)]
     pub struct FakePaused(Fake);
     /// A fake that runs.
+    #[derive(Debug)]
     pub struct FakeRunning(Fake);
 
     struct Fake {
         ram: File,
         strings: Strings,
         share: Arc<AtomicU8>,
+    }
+
+    impl std::fmt::Debug for Fake {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("Fake")
+        }
     }
 
     impl Drop for Fake {
@@ -269,6 +277,14 @@ pub mod fake {
 
         fn units(&self) -> io::Result<NoRam> {
             Ok(NoRam)
+        }
+
+        fn ram(&self) -> io::Result<RamFile> {
+            Ok(RamFile { file: self.0.ram.try_clone()?, bytes: RAM })
+        }
+
+        fn controls(&self) -> Box<dyn Controls> {
+            Box::new(FakeControls(self.0.share.clone(), self.0.strings.clone()))
         }
 
         fn pause(self) -> FakePaused {

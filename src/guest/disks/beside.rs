@@ -247,12 +247,12 @@ mod tests {
         let target = BesideFile::open(&image).unwrap();
         assert_eq!(target.read().unwrap(), Record::FIRST);
         for term in 1..5 {
-            source.change(|r| Ok(r.offered(Term::new(term)))).unwrap();
-            assert_eq!(target.read().unwrap().beside.offered, Term::new(term));
-            target.change(|r| r.owned(stamp(term))).unwrap();
+            target.change(|r| r.owned(7, stamp(term))).unwrap();
             assert_eq!(source.read().unwrap().beside.owner, stamp(term));
+            source.change(|r| r.offered(7, Term::new(term))).unwrap();
+            assert_eq!(target.read().unwrap().beside.offered, Term::new(term));
         }
-        let refused = source.change(|r| r.owned(stamp(2)));
+        let refused = source.change(|r| r.owned(7, stamp(2)));
         assert!(matches!(refused, Err(BesideError::Stale { .. })), "{refused:?}");
         assert_eq!(source.read().unwrap().beside.owner, stamp(4));
         // Made once only.
@@ -272,9 +272,9 @@ mod tests {
     fn a_crash_at_any_byte_of_a_write_is_survived() {
         let (_dir, image) = image();
         let file = BesideFile::open_or_make(&image).unwrap();
-        file.change(|r| r.owned(stamp(3))).unwrap();
+        file.change(|r| r.owned(7, stamp(3))).unwrap();
         let before = fs::read(file.path()).unwrap();
-        file.change(|r| Ok(r.offered(Term::new(4)))).unwrap();
+        file.change(|r| r.offered(7, Term::new(4))).unwrap();
         let after = fs::read(file.path()).unwrap();
         let differs = before.iter().zip(&after).position(|(a, b)| a != b).unwrap();
         for cut in differs..=differs + 80 {
@@ -284,7 +284,7 @@ mod tests {
             let found = file.read().unwrap();
             assert_eq!(found.beside.owner, stamp(3), "cut at {cut}");
             // And whoever goes on from there, goes on.
-            file.change(|r| Ok(r.offered(Term::new(5)))).unwrap();
+            file.change(|r| r.offered(7, Term::new(5))).unwrap();
             assert_eq!(file.read().unwrap().beside.offered, Term::new(5), "cut at {cut}");
             assert_eq!(file.read().unwrap().beside.owner, stamp(3), "cut at {cut}");
         }

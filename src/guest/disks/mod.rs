@@ -13,6 +13,7 @@ use std::path::PathBuf;
 
 use migrate_engine::handover::term::{Beside, Stamp, Term};
 use nix::sys::statfs::fstatfs;
+use uuid::Uuid;
 use vmm::devices::virtio::block::{DiskLock, DiskOpenError};
 
 use self::beside::{BesideError, BesideFile};
@@ -72,7 +73,7 @@ impl DiskSetError {
                 "stop the guest that uses it; after a move, the guest is where it moved to",
             ),
             Self::Beside(BesideError::Stale { .. }) => {
-                (ErrorCode::Superseded, "the guest belongs to that host: manage it there")
+                (ErrorCode::Superseded, "manage the guest where its disk is in use")
             }
             Self::Beside(BesideError::Unreadable { .. }) => (
                 ErrorCode::BadDisk,
@@ -106,6 +107,15 @@ pub enum Claim {
     Receive,
 }
 
+/// What is opened, for whom, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked {
+    /// The guest.
+    pub guest: Uuid,
+    /// On what terms.
+    pub claim: Claim,
+}
+
 /// One disk that was opened.
 #[derive(Clone, Copy, Debug)]
 pub struct Part<'a> {
@@ -125,6 +135,7 @@ struct Disk {
 /// The disks of one guest, in the definition's order. Dropping it lets no lock go that another
 /// copy of a disk's descriptor still holds.
 pub struct DiskSet {
+    guest: u128,
     disks: Vec<Disk>,
 }
 
@@ -139,10 +150,10 @@ impl DiskSet {
     ///
     /// # Errors
     /// [`DiskSetError`]; no lock is kept.
-    pub fn claim(parts: &[Part<'_>], claim: Claim) -> Result<Self, DiskSetError> {
-        match claim {
-            Claim::Start => Self::start(parts),
-            Claim::Receive => Self::receive(parts),
+    pub fn claim(asked: Asked, parts: &[Part<'_>]) -> Result<Self, DiskSetError> {
+        match asked.claim {
+            Claim::Start => Self::start(asked.guest, parts),
+            Claim::Receive => Self::receive(asked.guest, parts),
         }
     }
 
@@ -151,8 +162,8 @@ impl DiskSet {
     ///
     /// # Errors
     /// [`DiskSetError`]; no lock is kept.
-    pub fn start(parts: &[Part<'_>]) -> Result<Self, DiskSetError> {
-        let mut set = Self::unclaimed(parts)?;
+    pub fn start(guest: Uuid, parts: &[Part<'_>]) -> Result<Self, DiskSetError> {
+        let mut set = Self::unclaimed(guest, parts)?;
         set.take_next()?;
         // After a failure the caller drops the disks, and with them every lock.
         set.take_owner().inspect_err(|_| set.drop_quietly())?;
@@ -164,19 +175,20 @@ impl DiskSet {
     ///
     /// # Errors
     /// [`DiskSetError`].
-    pub fn receive(parts: &[Part<'_>]) -> Result<Self, DiskSetError> {
-        let mut set = Self::unclaimed(parts)?;
+    pub fn receive(guest: Uuid, parts: &[Part<'_>]) -> Result<Self, DiskSetError> {
+        let mut set = Self::unclaimed(guest, parts)?;
         set.open_records(BesideFile::open)?;
         Ok(set)
     }
 
-    fn unclaimed(parts: &[Part<'_>]) -> Result<Self, DiskSetError> {
+    fn unclaimed(guest: Uuid, parts: &[Part<'_>]) -> Result<Self, DiskSetError> {
         let disk = |part: &Part<'_>| {
             let definition = part.definition;
             let lock = DiskLock::new(part.file, &definition.path, definition.read_only)?;
             Ok(Disk { lock, beside: None, facts: facts(part)? })
         };
-        Ok(Self { disks: parts.iter().map(disk).collect::<Result<_, DiskSetError>>()? })
+        let disks = parts.iter().map(disk).collect::<Result<_, DiskSetError>>()?;
+        Ok(Self { guest: guest.as_u128(), disks })
     }
 
     fn open_records(
@@ -238,14 +250,27 @@ impl DiskSet {
         self.every(DiskLock::drop_next)
     }
 
-    /// What stands beside the shared disks: the highest values of all.
+    /// What stands beside the shared disks: the highest values of all. A disk that another guest
+    /// used since has an owner that supersedes every right of this one.
     ///
     /// # Errors
     /// [`BesideError`].
     pub fn read_beside(&self) -> Result<Beside, BesideError> {
+        self.highest(Record::for_guest)
+    }
+
+    /// The same for the gate of a start: another guest's terms count as offered only.
+    ///
+    /// # Errors
+    /// [`BesideError`].
+    pub fn read_for_start(&self) -> Result<Beside, BesideError> {
+        self.highest(Record::for_start)
+    }
+
+    fn highest(&self, what: fn(&Record, u128) -> Beside) -> Result<Beside, BesideError> {
         let mut highest = Beside::NOTHING;
         for file in self.records() {
-            let found = file.read()?.beside;
+            let found = what(&file.read()?, self.guest);
             highest = Beside {
                 owner: highest.owner.max(found.owner),
                 offered: highest.offered.max(found.offered),
@@ -259,7 +284,7 @@ impl DiskSet {
     /// # Errors
     /// [`BesideError`]; it may stand beside some.
     pub fn stamp_offer(&self, term: Term) -> Result<(), BesideError> {
-        self.change(|_, record| Ok(record.offered(term)))
+        self.change(|_, record| record.offered(self.guest, term))
     }
 
     /// Writes the owner beside every shared disk, under OWNER; returns when the storage has it.
@@ -267,7 +292,7 @@ impl DiskSet {
     /// # Errors
     /// [`BesideError::Stale`] if another host has a better right; it may stand beside some.
     pub fn stamp_owner(&self, owner: Stamp) -> Result<(), BesideError> {
-        self.change(|_, record| record.owned(owner))
+        self.change(|_, record| record.owned(self.guest, owner))
     }
 
     /// Shared disks that have a record: as many nonces are needed.
@@ -282,7 +307,7 @@ impl DiskSet {
     pub fn write_nonces(&self, nonces: &[u128]) -> Result<(), DiskSetError> {
         self.count("shared disks", self.shared(), nonces.len())?;
         let nonce = |index: usize| nonces.get(index).copied().unwrap_or_default();
-        Ok(self.change(|index, record| Ok(record.with_nonce(nonce(index))))?)
+        Ok(self.change(|index, record| record.with_nonce(self.guest, nonce(index)))?)
     }
 
     /// The target looks for the source's nonces through its own files.

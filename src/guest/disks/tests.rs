@@ -24,9 +24,10 @@ fn definition(path: &Path, shared: bool) -> DiskDefinition {
 struct Bed {
     _dir: tempfile::TempDir,
     definitions: Vec<DiskDefinition>,
+    guest: Uuid,
 }
 
-type Make = fn(&[Part<'_>]) -> Result<DiskSet, DiskSetError>;
+type Make = fn(Uuid, &[Part<'_>]) -> Result<DiskSet, DiskSetError>;
 
 impl Bed {
     fn new(disks: usize) -> Self {
@@ -37,7 +38,7 @@ impl Bed {
             definition(&path, true)
         };
         let definitions = (0..disks).map(image).collect();
-        Self { _dir: dir, definitions }
+        Self { _dir: dir, definitions, guest: Uuid::from_u128(7) }
     }
 
     fn set(&self, make: Make) -> Result<DiskSet, DiskSetError> {
@@ -45,7 +46,7 @@ impl Bed {
         let files: Vec<File> = self.definitions.iter().map(open).collect();
         let parts = self.definitions.iter().zip(&files);
         let parts: Vec<_> = parts.map(|(definition, file)| Part { definition, file }).collect();
-        make(&parts)
+        make(self.guest, &parts)
     }
 
     fn start(&self) -> Result<DiskSet, DiskSetError> {
@@ -71,6 +72,7 @@ fn locked<T: std::fmt::Debug>(result: Result<T, DiskSetError>) {
 fn a_whole_hand_over() {
     let bed = Bed::new(3);
     let source = bed.start().unwrap();
+    assert_eq!(source.read_for_start().unwrap(), Beside::NOTHING);
     source.stamp_owner(stamp(1, 1)).unwrap();
     source.drop_next().unwrap();
     source.write_nonces(&[5, 6, 7]).unwrap();
@@ -93,6 +95,13 @@ fn a_whole_hand_over() {
     drop(source);
     locked(bed.start());
     drop(target);
+
+    // Another guest may use the disks, with terms of its own.
+    let stranger = Bed { guest: Uuid::from_u128(8), ..Bed::new(0) };
+    let stranger = Bed { definitions: bed.definitions.clone(), ..stranger };
+    let beside = stranger.start().unwrap().read_for_start().unwrap();
+    assert_eq!(beside, Beside { offered: Term::new(2), ..Beside::NOTHING });
+    assert!(stranger.receive().read_beside().unwrap().supersedes(stamp(2, 3)));
 
     // Somebody who comes late sees it, and cannot write over it.
     let late = bed.start().unwrap();
@@ -127,6 +136,7 @@ fn other_storage_is_seen() {
     let (bed, other) = (Bed::new(2), Bed::new(2));
     let source = bed.start().unwrap();
     drop(other.start().unwrap());
+    source.stamp_owner(stamp(1, 1)).unwrap();
     source.write_nonces(&[8, 9]).unwrap();
     bed.receive().check_nonces(&[8, 9]).unwrap();
     let refused = |set: DiskSet, nonces: &[u128]| set.check_nonces(nonces).unwrap_err().failure().0;
@@ -190,7 +200,7 @@ proptest! {
                 1 => { set.drop_owner().unwrap(); owns[host] = false; }
                 2 => { let _ = set.take_next(); }
                 3 => set.drop_next().unwrap(),
-                4 if owns[host] => set.stamp_offer(Term::new(term + 1)).unwrap(),
+                4 if owns[host] && term > 0 => set.stamp_offer(Term::new(term + 1)).unwrap(),
                 5 if owns[host] => {
                     term += 1;
                     set.stamp_owner(stamp(term, host as u128)).unwrap();

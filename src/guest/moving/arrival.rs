@@ -10,8 +10,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use migrate_engine::handover::term::HostId;
 use migrate_engine::port::{ReadUnits, Receiver};
+use migrate_engine::session::edge::Outside;
 use migrate_engine::session::target::{self, Arrived, Expected, Outcome};
-use migrate_engine::session::{Command, Outside, SystemClock};
+use migrate_engine::session::{Command, SystemClock};
 use migrate_engine::wire::{AttemptId, GuestId, MoveId};
 use tokio::sync::mpsc;
 
@@ -22,9 +23,7 @@ use super::link::End;
 use super::report::About;
 use super::rights::ProcessRights;
 use super::tell::Teller;
-use crate::api::moving::{
-    MoveEvent, MoveOptions, MoveOutcome, MovePhase, MoveReport, ReceiveSpec,
-};
+use crate::api::moving::{MoveEvent, MoveOptions, MoveOutcome, MovePhase, MoveReport, ReceiveSpec};
 use crate::api::{ErrorCode, Failure, GuestState};
 use crate::config::GuestDefinition;
 use crate::guest::decide::Input;

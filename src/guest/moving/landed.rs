@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use migrate_engine::port::{NotPaused, PausedGuest, Receiver, Rehearsal, RunningGuest};
 
-use crate::api::Failure;
 use super::trial;
+use crate::api::Failure;
 use crate::guest::disks::DiskSet;
 use crate::guest::machine::{MachineReceiver, PausedMachine, RunningMachine};
 use crate::guest::save::SavedDisk;
@@ -69,7 +69,13 @@ impl<P: PausedMachine> PausedGuest for LandedPaused<P> {
             }
         };
         match self.0.resume() {
-            Ok(machine) => Ok(LandedRunning { machine, ram }),
+            Ok(machine) => {
+                // At once: until the network hears of it, the guest is where it was.
+                if let Err(error) = machine.controls().announce() {
+                    tracing::warn!(%error, "the network was not told where the guest is");
+                }
+                Ok(LandedRunning { machine, ram })
+            }
             Err((Some(paused), failure)) => Err((Self(paused), failure)),
             // Without its machine this process has nothing left to live for, and the daemon
             // decides by what is recorded.

@@ -37,7 +37,7 @@ impl End {
         )
         .map_err(|e| malformed(&e.to_string()))?;
         let peer = end.peer.parse().map_err(|_| malformed("the peer's fingerprint"))?;
-        let limiter = bandwidth.map(|rate| Arc::new(Limiter::new(rate)));
+        let limiter = bandwidth.map(|rate| Arc::new(Limiter::new(Some(rate))));
         let settings = Settings { payload: end.payload, limiter, ..Settings::default() };
         Ok(Self { own, peer, settings })
     }

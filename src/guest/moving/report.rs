@@ -164,7 +164,11 @@ fn round(round: &engine::Round) -> RoundLine {
         dirty_bytes_per_s: per_second(round.dirty_after * PAGE, round.took_us),
         bandwidth_bytes_per_s: per_second(done, round.took_us),
         predicted_downtime_ms: round.predicted_us.map(ms),
-        advice: if round.last { "the last round, of the stopped guest".into() } else { String::new() },
+        advice: if round.last {
+            "the last round, of the stopped guest".into()
+        } else {
+            String::new()
+        },
     }
 }
 
@@ -236,7 +240,9 @@ fn why(reason: Reason, text: &str, side: Side, to: &str) -> ErrorBody {
         Reason::Deadline => {
             (ErrorCode::MoveFailed, "try again; a longer --max-downtime gives the target more time")
         }
-        Reason::DigestDiffers => (ErrorCode::MoveFailed, "report this: memory was not transferred right"),
+        Reason::DigestDiffers => {
+            (ErrorCode::MoveFailed, "report this: memory was not transferred right")
+        }
         Reason::Journal | Reason::Disks => {
             (ErrorCode::MoveFailed, "check the state directory and the disks' storage")
         }

@@ -101,7 +101,9 @@ impl Teller {
                 self.notice("too late to cancel: the guest is being handed over".into());
             }
             Event::Retrying { step, why } => {
-                self.notice(format!("a step does not succeed and is tried again ({step:?}): {why}"));
+                self.notice(format!(
+                    "a step does not succeed and is tried again ({step:?}): {why}"
+                ));
             }
             Event::Ran => {}
             Event::Audited { differing } if differing.is_empty() => {}

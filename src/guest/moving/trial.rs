@@ -29,11 +29,7 @@ struct Trial {
 ///
 /// # Errors
 /// A disk cannot be read or written.
-pub fn document(
-    state: Vec<u8>,
-    disks: &DiskSet,
-    saved: &[SavedDisk],
-) -> Result<Vec<u8>, Failure> {
+pub fn document(state: Vec<u8>, disks: &DiskSet, saved: &[SavedDisk]) -> Result<Vec<u8>, Failure> {
     let nonces: Vec<u128> = (0..disks.shared()).map(|_| Uuid::new_v4().as_u128()).collect();
     disks.write_nonces(&nonces).map_err(|e| e.failure())?;
     let read_only = prints(saved)?;
@@ -94,7 +90,7 @@ mod tests {
 
     #[test]
     fn a_state_arrives_and_anything_else_is_a_problem() {
-        let disks = DiskSet::start(&[]).unwrap();
+        let disks = DiskSet::start(Uuid::nil(), &[]).unwrap();
         let good = document(vec![1, 2, 3], &disks, &[]).unwrap();
         let fine = |state: &[u8]| {
             assert_eq!(state, [1, 2, 3]);

@@ -107,7 +107,7 @@ impl<M: MakeMachine> Owner<M> {
         set.map_err(|e| unexpected("the CPU share cannot be set", &e))
     }
 
-    fn pause_machine(&mut self) {
+    pub(super) fn pause_machine(&mut self) {
         self.state = match std::mem::replace(&mut self.state, State::Gone) {
             State::Running(running) | State::Stopping { machine: running, .. } => {
                 State::Paused(running.pause())
@@ -120,7 +120,10 @@ impl<M: MakeMachine> Owner<M> {
     pub(super) fn resume_machine(&mut self) -> Result<Result<(), Failure>, Ending> {
         match std::mem::replace(&mut self.state, State::Gone) {
             State::Paused(paused) => match paused.resume() {
-                Ok(running) => self.state = State::Running(running),
+                Ok(running) => {
+                    self.state = State::Running(running);
+                    self.announce();
+                }
                 Err((Some(paused), failure)) => {
                     self.state = State::Paused(paused);
                     return Ok(Err(failure));
@@ -133,6 +136,16 @@ impl<M: MakeMachine> Owner<M> {
             other => self.state = other,
         }
         Ok(Ok(()))
+    }
+
+    /// Tells the network where the guest is, when it runs for the first time in a new place.
+    fn announce(&mut self) {
+        if let Some(handles) = &self.handles
+            && std::mem::take(&mut self.arrived)
+            && let Err(error) = handles.controls.announce()
+        {
+            tracing::warn!(%error, "the network was not told where the guest is");
+        }
     }
 
     fn rebuild(&mut self, run: bool, request: Option<Request>) -> Option<Ending> {
