@@ -4,6 +4,8 @@
 mod failure;
 mod machine;
 mod open;
+mod receiver;
+mod units;
 
 pub use open::VmmHost;
 

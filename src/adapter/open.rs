@@ -24,6 +24,7 @@ use super::failure;
 use super::machine::VmmMachines;
 use crate::api::{ErrorCode, Failure};
 use crate::config::{Cache, DiskDefinition, GuestDefinition, GuestPaths};
+use crate::guest::disks::{Asked, DiskSet, Part};
 use crate::guest::process::{OpenMachine, OpenedMachine};
 use crate::guest::runtime::RuntimeDir;
 use crate::guest::save::SavedDisk;
@@ -33,11 +34,11 @@ use crate::guest::server::{WaitConsole, Waited};
 #[derive(Clone, Copy, Debug, Default)]
 pub struct VmmHost;
 
-/// A disk, open and locked.
+/// A disk, open.
 #[derive(Debug)]
 pub struct OpenDisk {
     pub definition: DiskDefinition,
-    /// The guest's handle, which carries the lock.
+    /// The guest's handle. Copies of it carry the locks that the guest's [`DiskSet`] takes.
     pub file: File,
 }
 
@@ -116,6 +117,13 @@ impl OpenMachine for VmmHost {
 
 impl OpenedMachine for Opened {
     type Machines = VmmMachines;
+
+    fn claim_disks(&self, asked: Asked) -> Result<DiskSet, Failure> {
+        let disks = self.disks.iter();
+        let parts: Vec<_> =
+            disks.map(|OpenDisk { definition, file }| Part { definition, file }).collect();
+        DiskSet::claim(asked, &parts).map_err(|e| e.failure())
+    }
 
     fn disks(&mut self) -> Vec<SavedDisk> {
         let saved = |disk: &OpenDisk| {

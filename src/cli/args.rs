@@ -201,7 +201,7 @@ pub struct RunArgs {
     /// No ACPI tables
     #[arg(long, help_heading = "Machine")]
     pub no_acpi: bool,
-    /// A disk: PATH[,ro][,cache=none|writeback][,serial=TEXT]; may be repeated
+    /// A disk: PATH[,ro][,shared][,cache=none|writeback][,serial=TEXT]; may be repeated
     #[arg(long = "disk", value_name = "DISK", value_parser = parse_disk, help_heading = "Devices")]
     pub disks: Vec<DiskFile>,
     /// A network interface: tap=NAME[,mac=MAC][,mtu=N]; may be repeated

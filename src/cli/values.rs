@@ -40,7 +40,7 @@ pub fn parse_wait_for(value: &str) -> Result<WaitFor, String> {
     Ok(parsed)
 }
 
-/// Parses `PATH[,ro][,cache=none|writeback][,serial=TEXT]`; the path may be written `path=PATH`.
+/// Parses `PATH[,ro][,shared][,cache=none|writeback][,serial=TEXT]`; the path may be written `path=PATH`.
 ///
 /// # Errors
 /// A sentence.
@@ -51,18 +51,24 @@ pub fn parse_disk(value: &str) -> Result<DiskFile, String> {
     if path.is_empty() {
         return Err("the disk has no path: write for example --disk root.img,ro".to_owned());
     }
-    let mut disk =
-        DiskFile { path: path.into(), read_only: false, cache: Cache::None, serial: None };
+    let mut disk = DiskFile {
+        path: path.into(),
+        read_only: false,
+        shared: false,
+        cache: Cache::None,
+        serial: None,
+    };
     for part in parts {
         match part.split_once('=') {
             None if part == "ro" => disk.read_only = true,
+            None if part == "shared" => disk.shared = true,
             Some(("cache", "none")) => disk.cache = Cache::None,
             Some(("cache", "writeback")) => disk.cache = Cache::Writeback,
             Some(("serial", serial)) => disk.serial = Some(serial.to_owned()),
             _ => {
                 return Err(format!(
-                    "'{part}' is not an option of a disk: there are ro, cache=none, \
-                     cache=writeback and serial=TEXT"
+                    "'{part}' is not an option of a disk: there are ro, shared, \
+                     cache=none, cache=writeback and serial=TEXT"
                 ));
             }
         }
@@ -187,10 +193,12 @@ mod tests {
             DiskFile {
                 path: "a.img".into(),
                 read_only: true,
+                shared: false,
                 cache: Cache::Writeback,
                 serial: Some("x".into())
             }
         );
+        assert!(parse_disk("a.img,shared").unwrap().shared);
         assert_eq!(parse_disk("path=/a").unwrap().path, std::path::Path::new("/a"));
         for bad in ["", ",ro", "a,rw", "a,cache=x", "a,cache"] {
             assert!(parse_disk(bad).is_err(), "{bad}");

@@ -61,6 +61,9 @@ pub struct DiskDefinition {
     pub path: PathBuf,
     /// The guest cannot write it.
     pub read_only: bool,
+    /// Other hosts reach the same image at the same path.
+    #[serde(default)]
+    pub shared: bool,
     /// Host cache.
     pub cache: Cache,
     /// Identity that the guest sees, at most 20 bytes.

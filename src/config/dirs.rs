@@ -43,6 +43,11 @@ impl Dirs {
         self.state.join("journal").join(uuid.to_string())
     }
 
+    /// Marks of the hand-overs of guest `uuid`: they outlive its process, not this boot.
+    pub fn marks(&self, uuid: &uuid::Uuid) -> PathBuf {
+        self.run.join("marks").join(uuid.to_string())
+    }
+
     /// Exit records and last console logs, kept 14 days.
     pub fn exits(&self) -> PathBuf {
         self.state.join("exits")

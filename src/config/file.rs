@@ -86,6 +86,9 @@ pub struct DiskFile {
     /// The guest cannot write it.
     #[serde(default)]
     pub read_only: bool,
+    /// Other hosts reach the same image at the same path.
+    #[serde(default)]
+    pub shared: bool,
     /// Host cache.
     #[serde(default)]
     pub cache: Cache,
@@ -324,8 +327,8 @@ fn finish_disks(disks: Vec<DiskFile>) -> Result<Vec<DiskDefinition>, Failure> {
         if done.iter().any(|d| d.path == disk.path) {
             return Err(refuse(format!("the disk {shown} is given twice"), "leave one out"));
         }
-        let DiskFile { path, read_only, cache, .. } = disk;
-        done.push(DiskDefinition { path, read_only, cache, serial });
+        let DiskFile { path, read_only, shared, cache, .. } = disk;
+        done.push(DiskDefinition { path, read_only, shared, cache, serial });
     }
     Ok(done)
 }
@@ -391,6 +394,7 @@ mod tests {
             on_host_stop = "save"
             [[disk]]
             path = "root.img"
+            shared = true
             [[disk]]
             path = "/data.img"
             read_only = true
@@ -409,8 +413,10 @@ mod tests {
             "kernel": "/base/vmlinux", "initrd": "/boot/initrd",
             "cmdline": "console=ttyS0 quiet", "guest": null, "acpi": false,
             "disks": [
-                {"path": "/base/root.img", "read_only": false, "cache": "none", "serial": "disk0"},
-                {"path": "/data.img", "read_only": true, "cache": "writeback", "serial": "data"}
+                {"path": "/base/root.img", "read_only": false, "shared": true, "cache": "none",
+                 "serial": "disk0"},
+                {"path": "/data.img", "read_only": true, "shared": false, "cache": "writeback",
+                 "serial": "data"}
             ],
             "nets": [{"tap": "tap0", "mac": [0x52, 0x54, 0, 0x12, 0x34, 0x56], "mtu": 9000}],
             "virtio_console": true, "rng": false, "vsock_cid": 5,

@@ -4,6 +4,8 @@
 mod definition;
 mod dirs;
 mod file;
+pub mod hex;
+mod host_id;
 mod identity;
 mod instance;
 mod names;
@@ -12,6 +14,7 @@ mod units;
 pub use definition::{Cache, DiskDefinition, GuestDefinition, NetDefinition, OnCrash, OnHostStop};
 pub use dirs::{Dirs, GuestPaths};
 pub use file::{DiskFile, GuestFile, NetFile};
+pub use host_id::host_id;
 pub use identity::keep_identity;
 pub use instance::{Instance, SOCKET_PATH_MAX, Surroundings};
 pub use names::{

@@ -88,6 +88,8 @@ pub const PURE: &[&str] = &[
     "migrate/src/unit",
     "migrate/src/wire",
     "src/guest/decide.rs",
+    "src/guest/disks/check.rs",
+    "src/guest/disks/record.rs",
     "src/guest/journal/record.rs",
     "src/guest/journal/rules.rs",
     "src/show/columns.rs",
