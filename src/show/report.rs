@@ -195,7 +195,7 @@ fn switch(r: &MoveReport) -> String {
         let rows: Vec<[String; 3]> = steps
             .iter()
             .map(|step| {
-                let at = scaled(step.at_us, last, CHART - 1);
+                let at = rounded(step.at_us, last, CHART - 1);
                 let width = usize::try_from(CHART).unwrap_or(0);
                 let place = format!("|{:<width$}|", format!("{}*", " ".repeat(at)));
                 [format!("{:>9}", micros(step.at_us)), place, safe(&step.step)]
@@ -209,11 +209,13 @@ fn switch(r: &MoveReport) -> String {
 
 /// `n` of `of` as a part of `width`, rounded; something is never nothing.
 fn scaled(n: u64, of: u64, width: u64) -> usize {
-    if n == 0 || of == 0 {
-        return 0;
-    }
-    let part = (u128::from(n) * u128::from(width) + u128::from(of) / 2) / u128::from(of);
-    usize::try_from(part.clamp(1, u128::from(width))).unwrap_or(0)
+    if n == 0 { 0 } else { rounded(n, of, width).max(1) }
+}
+
+/// `n` of `of` as a part of `width`, rounded.
+fn rounded(n: u64, of: u64, width: u64) -> usize {
+    let part = u128::from(n.min(of)) * u128::from(width) + u128::from(of) / 2;
+    usize::try_from(part.checked_div(u128::from(of)).unwrap_or(0)).unwrap_or(0)
 }
 
 #[expect(
@@ -224,3 +226,6 @@ fn scaled(n: u64, of: u64, width: u64) -> usize {
 fn whole_micros(ms: f64) -> u64 {
     (ms * 1000.0) as u64
 }
+
+#[cfg(test)]
+mod tests;
