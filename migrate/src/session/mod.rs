@@ -27,9 +27,13 @@
 use crate::handover::message::Message;
 
 pub mod edge;
+mod line;
+mod record;
 pub mod report;
 pub mod source;
 pub mod target;
+mod wait;
+mod words;
 
 pub use edge::{Clock, SystemClock};
 pub use report::{Phase, Reason, Report};
@@ -89,3 +93,6 @@ pub enum Event {
         differing: Vec<u64>,
     },
 }
+
+#[cfg(test)]
+mod tests;
