@@ -302,6 +302,11 @@ impl<W: WriteUnits + 'static> Target<W> {
         sums.try_into().map_err(|_| RecvError::Order("more sums were asked for than there can be"))
     }
 
+    /// Takes no more data: frames that still come break the link. The guest is about to run.
+    pub fn seal(&self) {
+        self.place.open.store(u64::MAX, Ordering::Release);
+    }
+
     /// What all units that came add up to.
     pub fn sum(&self) -> Digest {
         self.place.table.lock().unwrap_or_else(PoisonError::into_inner).sum()

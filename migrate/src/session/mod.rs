@@ -28,11 +28,13 @@
 use crate::handover::message::Message;
 
 pub mod edge;
+mod line;
+mod record;
 pub mod relay;
 pub mod report;
 pub mod source;
 pub mod target;
-
+mod wait;
 mod words;
 
 pub use edge::{Clock, SystemClock};
@@ -93,3 +95,6 @@ pub enum Event {
         differing: Vec<u64>,
     },
 }
+
+#[cfg(test)]
+mod tests;

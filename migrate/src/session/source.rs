@@ -3,8 +3,17 @@
 //!
 //! It never runs a guest without the proof that its state asks for, and never decides.
 
+mod copy;
+mod effects;
+mod finish;
+mod hear;
+mod hold;
+mod session;
+mod switch;
+
 use std::time::Duration;
 
+use self::session::Session;
 use super::edge::{Clock, Outside};
 use super::report::{Reason, Report};
 use crate::converge::Limits;
@@ -111,7 +120,7 @@ pub enum Outcome<G: RunningGuest> {
     },
 }
 
-/// Moves `guest` over `link`, which was dialled to the receiving process.
+/// Moves `guest` over `link`, which was dialled to the receiving process. Gives `rights` back.
 ///
 /// The guest must hold OWNER of its disks. Cancelled, refused, failed: the guest comes back at
 /// full speed.
@@ -128,6 +137,5 @@ where
     D: Rights,
     C: Clock,
 {
-    let _ = (link, plan, guest, rights, clock, outside);
-    std::future::pending().await
+    Session::new(link, plan, guest, rights, clock, outside).run().await
 }

@@ -4,6 +4,13 @@
 //! It believes nothing that a peer says without checking it, and runs nothing before the word of
 //! the source's side and its own mark.
 
+mod effects;
+mod finish;
+mod hear;
+mod session;
+mod start;
+
+use self::session::Session;
 use super::edge::{Clock, Outside};
 use super::report::{Reason, Report};
 use crate::handover::term::{HostId, Term};
@@ -83,7 +90,9 @@ pub enum Outcome<P: PausedGuest> {
     },
 }
 
-/// Receives a guest into `receiver` over `link`, which the source dialled.
+/// Receives a guest into `receiver` over `link`, which the source dialled. Gives `rights` back.
+///
+/// The process holds neither OWNER nor NEXT of the disks; it holds the journal's lock.
 pub async fn run<R, D, C>(
     link: TargetLink,
     expected: Expected,
@@ -97,6 +106,5 @@ where
     D: Rights,
     C: Clock,
 {
-    let _ = (link, expected, receiver, rights, clock, outside);
-    std::future::pending().await
+    Session::new(link, expected, receiver, rights, clock, outside).run().await
 }
