@@ -104,3 +104,66 @@ pub fn next(base: Option<&Path>, guest: &str, hosts: [&str; 2]) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::show::report::tests::report;
+
+    fn found() -> Proof {
+        Proof {
+            schema: 1,
+            r#type: "result",
+            ok: true,
+            at_destination: true,
+            verified: true,
+            verified_pages: 49_152,
+            heartbeats: 5000,
+            blackout_ms: Some(39.5),
+            usual_gap_ms: 1.25,
+            kept: None,
+            report: report(),
+        }
+    }
+
+    #[test]
+    fn the_proof_is_readable() {
+        let golden = "\
+yes  it runs on host2, and nowhere else
+yes  it has looked at all of its 49,152 pages, and every one is as it should be
+yes  the digests of all memory agreed at the switch, and afterwards with the source
+yes  it stood still for 39.5 ms, by its heartbeat as an observer outside saw it (the longest gap \
+otherwise: 1.2 ms); for 38.2 ms by the report
+     1G of RAM moved in 2.50 s: 600M sent, in 3 rounds";
+        assert_eq!(proof(&found(), Style::PLAIN), golden);
+        let bad = Proof { verified: false, blackout_ms: None, ..found() };
+        let text = proof(&bad, Style::PLAIN);
+        assert_eq!(text.matches("NO   it").count(), 2, "{text}");
+    }
+
+    #[test]
+    fn the_document_names_its_units() {
+        let mut value = serde_json::to_value(found()).unwrap();
+        let report = value.as_object_mut().unwrap().remove("report").unwrap();
+        assert_eq!(report["outcome"], "moved");
+        assert_eq!(
+            value,
+            serde_json::json!({
+                "schema": 1, "type": "result", "ok": true, "at_destination": true,
+                "verified": true, "verified_pages": 49_152, "heartbeats": 5000,
+                "blackout_ms": 39.5, "usual_gap_ms": 1.25
+            })
+        );
+    }
+
+    #[test]
+    fn three_commands_follow() {
+        let text = next(None, "guest1", ["alpha", "beta"]);
+        assert_eq!(text.lines().count(), 4);
+        assert!(text.lines().nth(1).unwrap().starts_with("  migrate demo --keep  "));
+        let text = next(Some(Path::new("/d")), "guest1", ["alpha", "beta"]);
+        let first = "  MIGRATE_HOME=/d/beta migrate guest1 --to alpha  # move it back";
+        assert_eq!(text.lines().nth(1).unwrap(), first);
+        assert!(text.contains("migrate demo --remove /d "), "{text}");
+    }
+}

@@ -135,3 +135,28 @@ pub fn outcome_word(report: &MoveReport) -> &'static str {
         Some(MoveOutcome::InDoubt) => "in doubt",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::show::report::tests::report;
+
+    #[test]
+    fn a_table_of_moves() {
+        let going = MoveReport { outcome: None, ended: None, downtime_ms: None, ..report() };
+        let now = "2026-01-01T02:00:00Z".parse().unwrap();
+        let golden = "\
+STARTED    GUEST  FROM   TO     OUTCOME  TOOK    STOOD STILL  SENT  ID
+2h 0m ago  web1   host1  host2  goes on  -       -            600M  000000000000
+2h 0m ago  web1   host1  host2  moved    2.50 s  38.2 ms      600M  000000000000
+";
+        assert_eq!(history(&[going, report()], now, Style::PLAIN), golden);
+        assert!(history(&[], now, Style::PLAIN).starts_with("No moves."));
+    }
+
+    #[test]
+    fn a_defect_of_tracking_is_never_quiet() {
+        let wrong = MoveReport { audit_equal: Some(false), ..report() };
+        assert!(moved(&wrong, Style::PLAIN).contains("Do not trust this guest's memory"));
+    }
+}

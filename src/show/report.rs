@@ -228,4 +228,4 @@ fn whole_micros(ms: f64) -> u64 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,3 +1,5 @@
+//! Golden pages and documents of a report that other tests use as well.
+
 use super::*;
 use crate::api::ErrorBody;
 use crate::api::ErrorCode;
