@@ -12,5 +12,7 @@ mod damaged;
 mod foreground;
 mod leftovers;
 mod life;
+mod networks;
+
 mod saves;
 mod unprivileged;
