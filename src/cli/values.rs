@@ -96,10 +96,14 @@ pub fn parse_net(value: &str) -> Result<NetFile, String> {
             }
         }
     }
-    match net.link() {
-        Ok(_) => Ok(net),
-        Err(failure) => Err(format!("{}: {}", failure.0.message, failure.0.remedy)),
+    let links = [&net.tap, &net.bridge, &net.network];
+    let given: Vec<&String> = links.into_iter().flatten().collect();
+    if given.len() != 1 || given.iter().any(|name| name.is_empty()) {
+        return Err("an interface is joined to one of tap, bridge and network: write for example \
+                    --net tap=tap0"
+            .to_owned());
     }
+    Ok(net)
 }
 
 /// Parses a share of time, 1 to 100.

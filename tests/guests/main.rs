@@ -15,4 +15,5 @@ mod life;
 mod networks;
 
 mod saves;
+mod shared;
 mod unprivileged;
