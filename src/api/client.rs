@@ -209,7 +209,7 @@ impl GuestClient {
 }
 
 /// Runs one asynchronous call to its end, or to Ctrl-C.
-fn block_on<R>(call: impl Future<Output = Result<R, CallError>>) -> Result<R, CallError> {
+pub fn block_on<R>(call: impl Future<Output = Result<R, CallError>>) -> Result<R, CallError> {
     runtime().map_err(CallError::Connect)?.block_on(async {
         tokio::select! {
             result = call => result,
@@ -223,12 +223,12 @@ pub fn runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
-fn encode(body: Option<&impl Serialize>) -> Result<Option<Vec<u8>>, CallError> {
+pub(super) fn encode(body: Option<&impl Serialize>) -> Result<Option<Vec<u8>>, CallError> {
     let malformed = |e: serde_json::Error| CallError::Malformed(e.to_string());
     body.map(serde_json::to_vec).transpose().map_err(malformed)
 }
 
-async fn exchange<R: DeserializeOwned>(
+pub(super) async fn exchange<R: DeserializeOwned>(
     socket: &Path,
     method: Method,
     path: &str,
@@ -264,7 +264,10 @@ async fn exchange<R: DeserializeOwned>(
     decode(status, &bytes)
 }
 
-fn decode<R: DeserializeOwned>(status: StatusCode, bytes: &[u8]) -> Result<R, CallError> {
+pub(super) fn decode<R: DeserializeOwned>(
+    status: StatusCode,
+    bytes: &[u8],
+) -> Result<R, CallError> {
     if status.is_success() {
         return serde_json::from_slice(bytes).map_err(|e| CallError::Malformed(e.to_string()));
     }
@@ -275,7 +278,7 @@ fn decode<R: DeserializeOwned>(status: StatusCode, bytes: &[u8]) -> Result<R, Ca
 }
 
 /// Percent-encodes everything but unreserved characters (RFC 3986, 2.3).
-fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {

@@ -24,6 +24,7 @@
 //! whoever next finds its lock free does that for it.
 
 pub mod client;
+pub mod daemon_client;
 mod error;
 mod exit;
 pub mod fds;

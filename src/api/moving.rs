@@ -19,7 +19,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::ErrorBody;
+use super::{ErrorBody, ErrorCode};
 
 /// A host, as moves name it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -140,8 +140,8 @@ pub struct Words {
     pub frame: String,
 }
 
-/// Where a move stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Where a move stands, in the order of its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MovePhase {
     /// The daemons talk; room is reserved and the receiver started.
@@ -292,6 +292,30 @@ pub struct MoveReport {
     pub mtu_bytes: Option<u16>,
     /// Packets sent, and of these given up for lost.
     pub packets: (u64, u64),
+}
+
+impl MoveReport {
+    /// The exit code that a command about this move ends with: 0 moved, 6 in doubt or not known
+    /// yet. A guest that stayed: 5, or the error's own code if the move was refused before
+    /// anything was sent.
+    pub fn exit_code(&self) -> u8 {
+        match (self.outcome, &self.error) {
+            (Some(MoveOutcome::Moved), _) => 0,
+            (Some(MoveOutcome::InDoubt) | None, _) => ErrorCode::InDoubt.exit_code(),
+            (Some(MoveOutcome::Kept), Some(error)) if !self.began() => match error.code.exit_code()
+            {
+                refused @ (4 | 7 | 8) => refused,
+                _ => ErrorCode::MoveFailed.exit_code(),
+            },
+            (Some(MoveOutcome::Kept), _) => ErrorCode::MoveFailed.exit_code(),
+        }
+    }
+
+    /// The processes of the guest had begun to talk.
+    fn began(&self) -> bool {
+        let begun = |phase| phase != MovePhase::Preparing && phase != MovePhase::Ended;
+        self.phases.iter().any(|(phase, _)| begun(*phase))
+    }
 }
 
 /// Something happened to a move. Kinds and fields are only added.

@@ -2,10 +2,14 @@
 
 use std::time::Duration;
 
+use migrate_engine::transport::identity::HostName;
+
 use crate::config::{Cache, DiskFile, NetFile, parse_duration, parse_mac};
 
 /// How long `--wait-for` waits if nothing is said.
 pub const WAIT_DEFAULT: Duration = Duration::from_mins(1);
+/// Slowest rate that is taken, bytes per second.
+const RATE_MIN: u64 = 125_000;
 
 /// `--wait-for console:TEXT[,TIME]`
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,6 +110,57 @@ pub fn parse_net(value: &str) -> Result<NetFile, String> {
     Ok(net)
 }
 
+/// Parses a rate, which needs its unit: bits with decimal prefixes (`1Gbit`, `200Mbit`), bytes with
+/// decimal (`100MB`) or binary ones (`100MiB`); `/s` may follow. Gives bytes per second.
+///
+/// # Errors
+/// A sentence.
+pub fn parse_rate(value: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u64, u64); 10] = [
+        ("kbit", 1000, 8),
+        ("mbit", 1_000_000, 8),
+        ("gbit", 1_000_000_000, 8),
+        ("kb", 1000, 1),
+        ("mb", 1_000_000, 1),
+        ("gb", 1_000_000_000, 1),
+        ("kib", 1 << 10, 1),
+        ("mib", 1 << 20, 1),
+        ("gib", 1 << 30, 1),
+        ("bit", 1, 8),
+    ];
+    let bad = || format!("'{value}' is not a rate: write for example 1Gbit or 100MB, per second");
+    let text = value.trim().to_ascii_lowercase();
+    let text = text.strip_suffix("/s").unwrap_or(&text);
+    let unit_at = text.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(bad)?;
+    let (number, unit) = text.split_at(unit_at);
+    let (_, times, per) = UNITS.iter().find(|(name, ..)| *name == unit).ok_or_else(bad)?;
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+    if fraction.is_empty() || fraction.len() > 3 {
+        return Err(bad());
+    }
+    let thousandths: u64 = format!("{fraction:0<3}").parse().map_err(|_| bad())?;
+    let whole: u64 = whole.parse().map_err(|_| bad())?;
+    let large = || format!("'{value}' is too large");
+    let bits = whole
+        .checked_mul(1000)
+        .and_then(|n| n.checked_add(thousandths))
+        .and_then(|n| n.checked_mul(*times))
+        .ok_or_else(large)?;
+    let rate = bits / 1000 / per;
+    if rate < RATE_MIN {
+        return Err(format!("'{value}' is too slow for a move: write at least 1Mbit"));
+    }
+    Ok(rate)
+}
+
+/// Parses the name of a host.
+///
+/// # Errors
+/// A sentence.
+pub fn parse_host(value: &str) -> Result<String, String> {
+    value.parse::<HostName>().map(String::from).map_err(|e| e.to_string())
+}
+
 /// Parses a share of time, 1 to 100.
 ///
 /// # Errors
@@ -187,9 +242,38 @@ mod tests {
         }
     }
 
+    #[test]
+    fn rates_need_their_unit() {
+        for (text, rate) in [
+            ("1Gbit", 125_000_000),
+            ("2.5gbit/s", 312_500_000),
+            ("200Mbit", 25_000_000),
+            ("100MB", 100_000_000),
+            ("100MiB/s", 104_857_600),
+            ("1000kbit", RATE_MIN),
+        ] {
+            assert_eq!(parse_rate(text), Ok(rate), "{text}");
+        }
+        for bad in
+            ["", "1", "1000000000", "1G", "1.Gbit", "1.2345Gbit", "x", "-1Gbit", "9bit", "1 Gbit s"]
+        {
+            assert!(parse_rate(bad).is_err(), "{bad}");
+        }
+        assert!(parse_rate("99999999999Gbit").unwrap_err().contains("too large"));
+    }
+
+    #[test]
+    fn hosts() {
+        assert_eq!(parse_host("host2.site-a"), Ok("host2.site-a".to_owned()));
+        for bad in ["", "Host", "-a", "a..b", "a:7420"] {
+            assert!(parse_host(bad).is_err(), "{bad}");
+        }
+    }
+
     proptest! {
         #[test]
-        fn no_value_panics(value in ".{0,60}") {
+        fn no_value_panics(value in "([0-9.]{0,30}[kMGbitB/s]{0,6}|.{0,60})") {
+            let _ = (parse_rate(&value), parse_host(&value));
             let _ = (parse_wait_for(&value), parse_disk(&value), parse_net(&value));
             let _ = parse_percent(&value);
         }

@@ -28,6 +28,11 @@ impl Dirs {
         GuestPaths { dir: self.run.join("guests").join(name) }
     }
 
+    /// Where the host's daemon listens for commands.
+    pub fn daemon_socket(&self) -> PathBuf {
+        self.run.join("daemon.sock")
+    }
+
     /// Runtime directories of all guests.
     pub fn guests(&self) -> PathBuf {
         self.run.join("guests")
