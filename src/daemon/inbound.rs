@@ -143,7 +143,7 @@ fn no_room(wanted: u64, left: u64) -> Failure {
 }
 
 /// Gives a reservation back.
-struct Reservation {
+pub struct Reservation {
     daemon: Arc<Daemon>,
     attempt: Uuid,
 }
