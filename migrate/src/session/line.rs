@@ -149,13 +149,23 @@ impl Line {
             return;
         }
         self.inbox = None;
-        let last = async {
-            while let Some(frame) = self.waiting.pop_front() {
-                if self.sender.send(frame).await.is_err() {
+        let Self { sender, receiver, handle, waiting, .. } = self;
+        let said = async {
+            while let Some(frame) = waiting.pop_front() {
+                if sender.send(frame).await.is_err() {
                     return;
                 }
             }
-            self.handle.ended().await;
+            std::future::pending().await
+        };
+        // What it still says is not wanted, but must not keep it from closing.
+        let heard = async { while let Ok(Some(_)) = receiver.recv().await {} };
+        let last = async {
+            tokio::select! {
+                () = said => {}
+                () = heard => {}
+                _ = handle.ended() => {}
+            }
         };
         let _ = tokio::time::timeout(limit, last).await;
         self.drop_link(CloseCode::Done, "the session has ended");

@@ -138,6 +138,7 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
         if problems.is_empty() {
             *self.costs.lock().unwrap_or_else(PoisonError::into_inner) = Some(costs);
         } else {
+            self.peer_ended = true;
             self.fail(Reason::Incompatible, problems.join("; "));
         }
     }

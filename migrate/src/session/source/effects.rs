@@ -101,7 +101,7 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
         if self.line.is_up() {
             self.line.say(&to_wire(message, "", None)).await;
         }
-        if !self.line.is_up() || self.repeats >= PATIENCE {
+        if !self.line.is_up() || self.around || self.repeats >= PATIENCE {
             // The machines say again what matters.
             let _ = self.outside.messages.try_send(*message);
         }

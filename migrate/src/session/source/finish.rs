@@ -88,7 +88,12 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
                 }
             }
             _ => {
-                self.line.farewell_aside();
+                // Whoever has heard the last word closes.
+                if self.peer_ended {
+                    self.line.drop_link(CloseCode::Cancelled, self.log.cause_text());
+                } else {
+                    self.line.farewell_aside();
+                }
                 let (reason, text) = self.log.cause_or(Reason::CopyFailed, "the move ended");
                 let verdict = Verdict::Kept { reason, text: text.clone() };
                 let report = self.log.finish(verdict, &stats);

@@ -2,6 +2,7 @@
 //! asks for is done before the next.
 
 use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -18,7 +19,6 @@ use super::{Outcome, Plan};
 use crate::converge::{Advice, Costs};
 use crate::handover::effect::{Effect, Input, Timer};
 use crate::handover::source::{Setup, Source, State, pause_limit};
-use crate::handover::term::Millis;
 use crate::port::{NotPaused, PausedGuest, Rights, RunningGuest};
 use crate::precopy::{End, Precopy, PrecopyError, RoundReport};
 use crate::pump::{Cancel, Lanes, TalkError};
@@ -59,6 +59,8 @@ pub(super) enum Done<G: RunningGuest> {
     Later(Input),
     /// The opening has taken too long, if it is not done.
     OpeningOver,
+    /// The time for everything is up.
+    TimeUp,
 }
 
 enum Happening<G: RunningGuest> {
@@ -73,7 +75,7 @@ enum Happening<G: RunningGuest> {
 pub(super) struct Session<G: RunningGuest, D, C> {
     pub(super) plan: Plan,
     pub(super) machine: Source,
-    pub(super) clock: std::sync::Arc<C>,
+    pub(super) clock: Arc<C>,
     pub(super) timers: Timers,
     pub(super) jobs: Jobs<Done<G>>,
     pub(super) inputs: VecDeque<Input>,
@@ -99,13 +101,17 @@ pub(super) struct Session<G: RunningGuest, D, C> {
         mpsc::UnboundedSender<(RoundReport, Advice)>,
         mpsc::UnboundedReceiver<(RoundReport, Advice)>,
     ),
-    pub(super) costs: std::sync::Arc<std::sync::Mutex<Option<Costs>>>,
+    pub(super) costs: Arc<Mutex<Option<Costs>>>,
     pub(super) trial: Trial,
     /// The saved state, until the last piece is sent.
     pub(super) state: Option<control::State>,
     pub(super) owner_dropped: bool,
     /// How often an answer was asked for in vain.
     pub(super) repeats: u32,
+    /// The last word of the other side came around the link: so does the answer.
+    pub(super) around: bool,
+    /// The other side has said its last word: nothing more needs to reach it.
+    pub(super) peer_ended: bool,
     /// What went wrong last at a durable step, for people.
     pub(super) trouble: String,
     /// Attempts to record a free withdrawal that failed.
@@ -149,7 +155,7 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
         ];
         Self {
             machine: Source::new(setup),
-            clock: std::sync::Arc::new(clock),
+            clock: Arc::new(clock),
             timers: Timers::default(),
             jobs: Jobs::new(),
             inputs: VecDeque::new(),
@@ -168,11 +174,13 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
             copy_away: false,
             cancel: Cancel::new(),
             rounds: mpsc::unbounded_channel(),
-            costs: std::sync::Arc::default(),
+            costs: Arc::default(),
             trial: Trial::NotBegun,
             state: None,
             owner_dropped: false,
             repeats: 0,
+            around: false,
+            peer_ended: false,
             trouble: String::new(),
             unsaid: 0,
             plan,
@@ -247,7 +255,10 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
                 }
                 self.inputs.push_back(Input::GuestEnded);
             }
-            Command::Heard(message) => self.word(message),
+            Command::Heard(message) => {
+                self.around = true;
+                self.word(message);
+            }
             Command::PeerGone(why) => self.fail(Reason::PeerGone, why),
         }
     }
@@ -270,7 +281,7 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
 
     /// Gives the machine an input a little later, so that what fails is not tried without a pause.
     pub(super) fn later(&mut self, input: Input) {
-        let clock = std::sync::Arc::clone(&self.clock);
+        let clock = Arc::clone(&self.clock);
         let at = clock.now().after(RETRY_MS);
         self.jobs.start(async move {
             clock.sleep_until(at).await;
@@ -278,16 +289,18 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
         });
     }
 
-    /// The opening must not take for ever.
-    pub(super) fn limit_opening(&mut self) {
-        let clock = std::sync::Arc::clone(&self.clock);
+    /// Neither the opening nor the whole must take for ever. Copying has the same limit, but a
+    /// target that does not answer an offer would hold the guest's log on.
+    pub(super) fn limit_time(&mut self) {
+        let now = self.clock.now();
         let limit = u64::try_from(self.plan.limits.timeout.as_millis()).unwrap_or(u64::MAX);
-        let Millis(now) = clock.now();
-        let at = Millis(now.saturating_add(limit.min(OPENING_MS)));
-        self.jobs.start(async move {
-            clock.sleep_until(at).await;
-            Done::OpeningOver
-        });
+        for (limit, done) in [(limit, Done::TimeUp), (OPENING_MS, Done::OpeningOver)] {
+            let (clock, at) = (Arc::clone(&self.clock), now.after(limit));
+            self.jobs.start(async move {
+                clock.sleep_until(at).await;
+                done
+            });
+        }
     }
 
     pub(super) fn event(&self, event: Event) {

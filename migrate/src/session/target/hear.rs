@@ -53,6 +53,7 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
     }
 
     async fn heard(&mut self, message: Wire) {
+        self.peer_ended |= matches!(message, Wire::Refuse { .. } | Wire::Cancel { .. });
         match (self.stage, message) {
             (Stage::Offer, Wire::Offer { attempt, move_id, guest, name, lanes, definition }) => {
                 let expected = &self.expected;
@@ -102,6 +103,7 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
             }
             _ => {
                 if let Some(word) = from_wire(&message) {
+                    (self.repeats, self.around) = (0, false);
                     self.word(word);
                 }
             }
@@ -115,9 +117,12 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
     /// A word of the hand-over, on the link or around it.
     pub(super) fn word(&mut self, word: Message) {
         if self.machine.switch() == Some(&word.switch) {
-            self.repeats = 0;
-            if word.body == Body::ToTarget(ToTarget::Says(SourceSays::Ceded)) {
-                self.log.step(Step::CommitHeard);
+            match word.body {
+                Body::ToTarget(ToTarget::Says(SourceSays::Ceded)) => {
+                    self.log.step(Step::CommitHeard);
+                }
+                Body::ToTarget(ToTarget::Says(SourceSays::Withdrawn)) => self.peer_ended = true,
+                _ => {}
             }
         }
         self.inputs.push_back(Input::Heard(word));

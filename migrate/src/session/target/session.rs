@@ -108,6 +108,12 @@ pub(super) struct Session<R: Receiver, D, C> {
     pub(super) state: Option<control::State>,
     /// How often an answer was asked for in vain.
     pub(super) repeats: u32,
+    /// The last word of the other side came around the link: so does the answer.
+    pub(super) around: bool,
+    /// The source has said its last word: nothing more needs to reach it.
+    pub(super) peer_ended: bool,
+    /// Tombstones that could not be written.
+    pub(super) unburied: u32,
     /// What went wrong last at a durable step, for people.
     pub(super) trouble: String,
 }
@@ -148,6 +154,9 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
             verified: false,
             state: None,
             repeats: 0,
+            around: false,
+            unburied: 0,
+            peer_ended: false,
             trouble: String::new(),
             expected,
         }
@@ -215,7 +224,10 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
             }
             // It is not ours yet, or its own process knows.
             Command::GuestEnded(_) => {}
-            Command::Heard(message) => self.word(message),
+            Command::Heard(message) => {
+                self.around = true;
+                self.word(message);
+            }
             Command::PeerGone(why) => self.end_attempt(Reason::PeerGone, why),
         }
     }

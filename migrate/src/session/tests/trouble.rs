@@ -111,7 +111,7 @@ fn cancelled_in_every_phase() {
 
 #[test]
 fn cancelled_at_any_moment() {
-    for seed in 0..60 {
+    for seed in 0..24 {
         block_on(async {
             let setup = Setup { seed, ..Setup::default() };
             let turns = Random(seed).below(1500);
@@ -207,7 +207,7 @@ fn a_step_of_a_journal_that_fails() {
         ("S stamps the offer", 1, false, Some(Reason::Disks)),
         ("S records Offered", 1, false, Some(Reason::Journal)),
         ("T takes NEXT", 1, false, Some(Reason::Refused)),
-        ("T records Receiving", 1, false, Some(Reason::NeverRan)),
+        ("T records Receiving", 1, false, Some(Reason::PeerGone)),
         ("T restores", 1, false, Some(Reason::NeverRan)),
         ("S marks ceded", 3, true, None),
         ("S records Ceded", 3, true, None),
@@ -219,19 +219,9 @@ fn a_step_of_a_journal_that_fails() {
     ];
     for (step, times, moves, why) in table {
         block_on(async {
-            let mut planned = vec![(*step, *times)];
-            if *step == "T records Receiving" {
-                // Only a tombstone makes this host's word good again, and the record is not there.
-                planned.push(("T records Tombstone", 0));
-            }
             let setup = Setup { times: 10, relay: true, ..Setup::default() };
-            let sides = Sides::start_with(&setup, faults(&planned), nothing(), nothing());
-            if *step == "T records Receiving" {
-                // The ledger of this test has no Receiving, so no Tombstone can follow.
-                let near = sides.near.await.unwrap();
-                assert_eq!(kept(&near).0, Reason::Deadline);
-                return;
-            }
+            let world = faults(&[(*step, *times)]);
+            let sides = Sides::start_with(&setup, world, nothing(), nothing());
             let (world, near, far) = sides.ends().await;
             let now = near.1.ledger.now().copied();
             if *step == "S records Moved" {
@@ -262,9 +252,9 @@ fn a_link_that_is_lost_while_copying_ends_the_move_after_a_while() {
 
 #[test]
 fn a_link_that_is_severed_at_any_moment() {
-    for (seed, relay) in (0..80).map(|seed| (seed, seed % 2 == 0)) {
+    for (seed, relay) in (0..32).map(|seed| (seed, seed % 2 == 0)) {
         block_on(async {
-            let setup = Setup { seed, relay: true, times: 20, ..Setup::default() };
+            let setup = Setup { seed, relay: true, times: 100, ..Setup::default() };
             let turns = Random(seed).below(1500);
             let sides = Sides::start(&setup);
             let hands = sides.hands.clone();
@@ -376,14 +366,10 @@ fn a_target_that_dies_in_every_phase() {
                     }
                 });
             });
-            let sides = Sides::start_with(&setup, Arc::default(), nothing(), die);
-            let world = Arc::clone(&sides.world);
-            let far = sides.far.await.unwrap();
-            if far.is_some() || world.diary.at("T marks ran").is_some() {
-                // It was faster than its murderer.
-                sides.near.abort();
-                return;
-            }
+            // Killing a task does not kill its threads: none may get as far as the mark.
+            let world = faults(&[("T takes OWNER", 1000)]);
+            let sides = Sides::start_with(&setup, Arc::clone(&world), nothing(), die);
+            assert!(sides.far.await.unwrap().is_none());
             let near = sides.near.await.unwrap();
             assert!(!settled(&what, &world, &near, None));
             let reason = kept(&near).0;
