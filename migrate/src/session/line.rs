@@ -23,6 +23,15 @@ const INBOX: usize = 64;
 /// How long an ended session holds a link for what it said last.
 const FAREWELL: Duration = Duration::from_secs(5);
 
+/// What is known of the conversation with the other side.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Peer {
+    /// Its last word came around the link: so does the answer.
+    pub(super) around: bool,
+    /// It has said its last word: nothing more needs to reach it.
+    pub(super) ended: bool,
+}
+
 /// A session's end of the control stream.
 #[derive(Debug)]
 pub(super) struct Line {
@@ -156,7 +165,7 @@ impl Line {
                     return;
                 }
             }
-            std::future::pending().await
+            std::future::pending::<()>().await;
         };
         // What it still says is not wanted, but must not keep it from closing.
         let heard = async { while let Ok(Some(_)) = receiver.recv().await {} };

@@ -52,6 +52,9 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
     /// Waits for what is still under way, and tells how it ended.
     pub(super) async fn finish(mut self) -> (Outcome<G>, D) {
         self.cancel.cancel();
+        if self.unsaid >= TRIES {
+            self.log.note(format!("the withdrawal is not in the journal: {}", self.trouble));
+        }
         while self.copy_away || matches!(self.hold, Hold::Away) {
             let done = self.jobs.next().await;
             self.done(done).await;
@@ -89,7 +92,7 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
             }
             _ => {
                 // Whoever has heard the last word closes.
-                if self.peer_ended {
+                if self.peer.ended {
                     self.line.drop_link(CloseCode::Cancelled, self.log.cause_text());
                 } else {
                     self.line.farewell_aside();

@@ -45,7 +45,7 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
     async fn reply(&mut self, reply: Reply) {
         let (version, program) = match reply {
             Reply::Refused { text, .. } => {
-                self.peer_ended = true;
+                self.peer.ended = true;
                 return self.fail(Reason::NoCommonVersion, text.to_string());
             }
             Reply::Chosen { version, program } => (version, program),
@@ -103,10 +103,10 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
             {
                 self.peer_says(word, text.as_str());
             }
-            (self.repeats, self.around) = (0, false);
+            (self.repeats, self.peer.around) = (0, false);
             return self.word(word);
         }
-        self.peer_ended |= matches!(message, Wire::Refuse { .. } | Wire::Cancel { .. });
+        self.peer.ended |= matches!(message, Wire::Refuse { .. } | Wire::Cancel { .. });
         match message {
             Wire::Accept { attempt, lanes } if self.stage == Stage::Accept => {
                 let count = self.lanes.as_ref().map_or(0, crate::pump::Lanes::count);
@@ -123,7 +123,7 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
                 self.fail(Reason::Refused, text_of("the target ended the move", &text));
             }
             Wire::Rehearsed { restore_us, problems } => {
-                self.rehearsed(restore_us, problems.as_slice())
+                self.rehearsed(restore_us, problems.as_slice());
             }
             Wire::Restored { switch, restore_us, .. } if self.is_ours(switch) => {
                 self.log.note(format!("restoring took {restore_us} µs at the target"));
@@ -168,7 +168,7 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
             && self.is_ours(word.switch.id)
         {
             match says {
-                TargetSays::NeverRan | TargetSays::Refuses(_) => self.peer_ended = true,
+                TargetSays::NeverRan | TargetSays::Refuses(_) => self.peer.ended = true,
                 TargetSays::Prepared => self.log.step(Step::PreparedHeard),
                 TargetSays::Ran { .. } => {
                     if self.log.done(Step::RanHeard).is_none() {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::super::edge::{Clock, Outside};
-use super::super::line::{Line, PumpTalk};
+use super::super::line::{Line, Peer, PumpTalk};
 use super::super::record::Recorder;
 use super::super::report::{Phase, Reason, Side};
 use super::super::wait::{Jobs, Timers};
@@ -63,6 +63,10 @@ pub(super) enum Done<G: RunningGuest> {
     TimeUp,
 }
 
+/// Rounds that are done, from the copy to the session.
+type Rounds = (mpsc::UnboundedSender<Seen>, mpsc::UnboundedReceiver<Seen>);
+type Seen = (RoundReport, Advice);
+
 enum Happening<G: RunningGuest> {
     Frame(Result<Bytes, TalkError>),
     Command(Option<Command>),
@@ -97,10 +101,7 @@ pub(super) struct Session<G: RunningGuest, D, C> {
     /// A round goes on, and gives the copy back.
     pub(super) copy_away: bool,
     pub(super) cancel: Cancel,
-    pub(super) rounds: (
-        mpsc::UnboundedSender<(RoundReport, Advice)>,
-        mpsc::UnboundedReceiver<(RoundReport, Advice)>,
-    ),
+    pub(super) rounds: Rounds,
     pub(super) costs: Arc<Mutex<Option<Costs>>>,
     pub(super) trial: Trial,
     /// The saved state, until the last piece is sent.
@@ -108,10 +109,7 @@ pub(super) struct Session<G: RunningGuest, D, C> {
     pub(super) owner_dropped: bool,
     /// How often an answer was asked for in vain.
     pub(super) repeats: u32,
-    /// The last word of the other side came around the link: so does the answer.
-    pub(super) around: bool,
-    /// The other side has said its last word: nothing more needs to reach it.
-    pub(super) peer_ended: bool,
+    pub(super) peer: Peer,
     /// What went wrong last at a durable step, for people.
     pub(super) trouble: String,
     /// Attempts to record a free withdrawal that failed.
@@ -179,8 +177,7 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
             state: None,
             owner_dropped: false,
             repeats: 0,
-            around: false,
-            peer_ended: false,
+            peer: Peer::default(),
             trouble: String::new(),
             unsaid: 0,
             plan,
@@ -256,7 +253,7 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
                 self.inputs.push_back(Input::GuestEnded);
             }
             Command::Heard(message) => {
-                self.around = true;
+                self.peer.around = true;
                 self.word(message);
             }
             Command::PeerGone(why) => self.fail(Reason::PeerGone, why),

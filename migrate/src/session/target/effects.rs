@@ -85,7 +85,7 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
         if self.line.is_up() {
             self.line.say(&to_wire(message, &text, None)).await;
         }
-        if !self.line.is_up() || self.around || self.repeats >= PATIENCE {
+        if !self.line.is_up() || self.peer.around || self.repeats >= PATIENCE {
             // The machine says again what matters.
             let _ = self.outside.messages.try_send(*message);
         }

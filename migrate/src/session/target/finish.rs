@@ -83,7 +83,7 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
             }
             _ => {
                 // Whoever has heard the last word closes.
-                if self.peer_ended || self.unburied >= TRIES {
+                if self.peer.ended || self.unburied >= TRIES {
                     self.line.drop_link(CloseCode::Done, "nothing is left of the attempt");
                 } else {
                     self.line.farewell(FAREWELL).await;

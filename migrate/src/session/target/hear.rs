@@ -53,7 +53,7 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
     }
 
     async fn heard(&mut self, message: Wire) {
-        self.peer_ended |= matches!(message, Wire::Refuse { .. } | Wire::Cancel { .. });
+        self.peer.ended |= matches!(message, Wire::Refuse { .. } | Wire::Cancel { .. });
         match (self.stage, message) {
             (Stage::Offer, Wire::Offer { attempt, move_id, guest, name, lanes, definition }) => {
                 let expected = &self.expected;
@@ -82,7 +82,7 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
                 self.end_attempt(Reason::Refused, format!("the source refused: {text}"));
             }
             (_, Wire::Ping { nonce }) => self.line.say(&Wire::Pong { nonce }).await,
-            (Stage::Open, message) => self.in_the_middle(message).await,
+            (Stage::Open, message) => self.in_the_middle(message),
             (_, message) => {
                 let why = format!("{} does not belong in the opening", message.name());
                 self.refuse(&why).await;
@@ -90,7 +90,7 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
         }
     }
 
-    async fn in_the_middle(&mut self, message: Wire) {
+    fn in_the_middle(&mut self, message: Wire) {
         match message {
             Wire::RoundStart { .. } | Wire::RoundDone { .. } | Wire::AskSums { .. } => {
                 self.line.pass(message);
@@ -103,7 +103,7 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
             }
             _ => {
                 if let Some(word) = from_wire(&message) {
-                    (self.repeats, self.around) = (0, false);
+                    (self.repeats, self.peer.around) = (0, false);
                     self.word(word);
                 }
             }
@@ -121,7 +121,7 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
                 Body::ToTarget(ToTarget::Says(SourceSays::Ceded)) => {
                     self.log.step(Step::CommitHeard);
                 }
-                Body::ToTarget(ToTarget::Says(SourceSays::Withdrawn)) => self.peer_ended = true,
+                Body::ToTarget(ToTarget::Says(SourceSays::Withdrawn)) => self.peer.ended = true,
                 _ => {}
             }
         }

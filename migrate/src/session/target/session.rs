@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::super::edge::{Clock, Outside};
-use super::super::line::{Line, PumpTalk};
+use super::super::line::{Line, Peer, PumpTalk};
 use super::super::record::Recorder;
 use super::super::report::{Phase, Reason, Side};
 use super::super::wait::{Jobs, Timers};
@@ -108,10 +108,7 @@ pub(super) struct Session<R: Receiver, D, C> {
     pub(super) state: Option<control::State>,
     /// How often an answer was asked for in vain.
     pub(super) repeats: u32,
-    /// The last word of the other side came around the link: so does the answer.
-    pub(super) around: bool,
-    /// The source has said its last word: nothing more needs to reach it.
-    pub(super) peer_ended: bool,
+    pub(super) peer: Peer,
     /// Tombstones that could not be written.
     pub(super) unburied: u32,
     /// What went wrong last at a durable step, for people.
@@ -154,9 +151,8 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
             verified: false,
             state: None,
             repeats: 0,
-            around: false,
+            peer: Peer::default(),
             unburied: 0,
-            peer_ended: false,
             trouble: String::new(),
             expected,
         }
@@ -225,7 +221,7 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
             // It is not ours yet, or its own process knows.
             Command::GuestEnded(_) => {}
             Command::Heard(message) => {
-                self.around = true;
+                self.peer.around = true;
                 self.word(message);
             }
             Command::PeerGone(why) => self.end_attempt(Reason::PeerGone, why),

@@ -224,7 +224,7 @@ impl PausedGuest for Still {
         if self.by_user {
             return Ok(Guest::paused_by_user(&self.ram, &self.world, self.seed));
         }
-        Ok(Guest::start(self.side, &self.ram, &self.world, self.seed ^ 77))
+        Ok(Guest::start(self.side, &self.ram, &self.world, self.seed ^ 0x4d))
     }
 
     fn stop_time(&self) -> Duration {

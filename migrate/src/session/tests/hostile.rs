@@ -287,8 +287,8 @@ fn a_source_that_says_anything() {
                 loop {
                     if let Some(switch) = world.offered_to(TARGET) {
                         let says = crate::handover::message::ToTarget::Says(SourceSays::Withdrawn);
-                        let word = crate::handover::message::Message::to_target(switch, says);
-                        let _ = ends.commands.send(crate::session::Command::Heard(word)).await;
+                        let told = crate::handover::message::Message::to_target(switch, says);
+                        let _ = ends.commands.send(crate::session::Command::Heard(told)).await;
                     }
                     tokio::time::sleep(std::time::Duration::from_millis(2)).await;
                 }

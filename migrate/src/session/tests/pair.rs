@@ -32,7 +32,7 @@ pub(super) type FarEnd = (target::Outcome<<Guest as crate::port::RunningGuest>::
 pub(super) fn block_on<F: Future>(work: F) -> F::Output {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let limit = Duration::from_secs(60);
+        let limit = Duration::from_mins(1);
         tokio::time::timeout(limit, work).await.expect("the test stands still")
     })
 }
