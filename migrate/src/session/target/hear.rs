@@ -151,6 +151,7 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
         if let Err(why) = pump.attach(lanes, self.line.handle().clone()).await {
             return self.refuse(&why.to_string()).await;
         }
+        self.event(Event::Filling(pump.live()));
         self.stage = Stage::Open;
         self.tell_phase();
         let talk = self.line.pump_talk();

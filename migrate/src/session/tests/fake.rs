@@ -117,6 +117,11 @@ impl World {
         }
     }
 
+    /// Another host takes the guest, by an operator's word.
+    pub(super) fn supersede(&self, owner: Stamp) {
+        self.disk.lock().unwrap().beside.owner = owner;
+    }
+
     pub(super) fn beside(&self) -> Beside {
         self.disk.lock().unwrap().beside
     }

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use super::fake::World;
 use super::pair::{FarEnd, Hands, NearEnd, React, Setup, Sides, at, block_on, nothing, text_of};
-use super::pair::{expected, far_text, link_options, plan};
+use super::pair::{SOURCE, TARGET, expected, far_text, link_options, plan};
 use crate::handover::journal::{Ended, Record};
 use crate::handover::message::{Message, TargetSays, ToSource};
-use crate::handover::term::SwitchId;
+use crate::handover::term::{HostId, Stamp, Switch, SwitchId, Term};
 use crate::pump::fake::Random;
 use crate::session::report::{Phase, Reason};
 use crate::session::{Command, Event, source, target};
@@ -394,17 +394,9 @@ fn a_target_that_dies_in_every_phase() {
 }
 
 /// The switch that the source of these tests offers.
-fn told_switch() -> crate::handover::term::Switch {
-    use super::pair::{SOURCE, TARGET};
-    use crate::handover::term::Term;
+fn told_switch() -> Switch {
     let id = plan(&Setup::default()).switch;
-    crate::handover::term::Switch {
-        id,
-        before: Term::FIRST,
-        term: Term::new(2),
-        from: SOURCE,
-        to: TARGET,
-    }
+    Switch { id, before: Term::FIRST, term: Term::new(2), from: SOURCE, to: TARGET }
 }
 
 #[test]
@@ -475,5 +467,46 @@ fn a_move_that_cannot_end_in_time_is_given_up() {
         let (moved, near, _) = run("no time", &setup, Arc::default(), nothing(), nothing()).await;
         assert!(!moved);
         assert_eq!(kept(&near).0, Reason::TimeUp);
+    });
+}
+
+#[test]
+fn whoever_finds_a_better_right_beside_the_disks_runs_nothing() {
+    // The target finds it when it is to run the guest.
+    block_on(async {
+        let world: Arc<World> = Arc::default();
+        let stranger = Stamp { term: Term::new(9), host: HostId(3) };
+        let told = Arc::clone(&world);
+        let far = at(Phase::Restoring, move |_| told.supersede(stranger));
+        let sides = Sides::start_with(&Setup::default(), Arc::clone(&world), nothing(), far);
+        let far = sides.far.await.unwrap().unwrap();
+        assert!(matches!(far.0, target::Outcome::Superseded { .. }), "{}", far_text(&far.0));
+        assert_eq!(world.diary.at("T runs"), None);
+        assert!(!sides.near.is_finished(), "the source waits for an operator");
+        sides.near.abort();
+    });
+    // The source finds it when it is to take the guest back.
+    block_on(async {
+        let world = faults(&[("T takes OWNER", 1000)]);
+        let stranger = Stamp { term: Term::new(9), host: HostId(3) };
+        let told = Arc::clone(&world);
+        let near = at(Phase::Ceded, move |hands: &Hands| {
+            told.supersede(stranger);
+            hands.kill_far.notify_one();
+            let says = ToSource::Says(TargetSays::NeverRan, None);
+            let never = Message::to_source(told_switch(), says);
+            let near = hands.near.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                let _ = near.send(Command::Heard(never)).await;
+            });
+        });
+        let sides = Sides::start_with(&Setup::default(), Arc::clone(&world), near, nothing());
+        let near = sides.near.await.unwrap();
+        let source::Outcome::Superseded { guest, .. } = near.0 else {
+            panic!("{}", text_of(&near.0))
+        };
+        assert!(matches!(guest, source::Held::Frozen(_)));
+        assert_eq!(world.diary.at("S runs"), None);
     });
 }
