@@ -12,5 +12,8 @@ mod damaged;
 mod foreground;
 mod leftovers;
 mod life;
+mod networks;
+
 mod saves;
+mod shared;
 mod unprivileged;

@@ -6,6 +6,7 @@
 //! | [`source`] | the process that has the guest: copies, offers, stops, gives it away or keeps it |
 //! | [`target`] | the process that receives it: fills, rehearses, restores, runs it or buries it |
 //! | [`edge`] | the clock, and where messages go that cannot go over the link |
+//! | [`relay`] | words that daemons carry while the link is gone |
 //! | [`report`] | what a move was like, as plain data |
 //!
 //! What is decided here is nothing: when to switch is decided in [`converge`](crate::converge),
@@ -29,6 +30,7 @@ use crate::handover::message::Message;
 pub mod edge;
 mod line;
 mod record;
+pub mod relay;
 pub mod report;
 pub mod source;
 pub mod target;
