@@ -144,6 +144,7 @@ async fn show(session: &Session, args: &DemoArgs, world: &mut World) -> Result<S
         wait: false,
     };
     let display = Display::new(out, true);
+    observer.move_begins();
     let (ends, interrupted) = run_all(&source.daemon, &display, vec![request], 1).await?;
     drop(display);
     let report = match ends.into_iter().next().map(|end| end.how) {
@@ -240,6 +241,7 @@ fn gather(world: &World, args: &DemoArgs, seen: &Seen, report: MoveReport) -> Pr
         heartbeats: seen.beats.count,
         blackout_ms,
         usual_gap_ms: ms(seen.beats.usual),
+        copying_gap_ms: ms(seen.beats.copying),
         kept: args.keep.then(|| world.base().to_owned()),
         report,
     }
