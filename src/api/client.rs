@@ -14,6 +14,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::daemon_client::MoveEvents;
+use super::moving::{CancelAnswer, MoveStart, Words};
 use super::{
     ErrorBody, ErrorCode, Failure, GuestInfo, SaveRequest, SaveResult, StopRequest, StopResult,
     ThrottleRequest, WaitResult,
@@ -119,6 +121,31 @@ impl GuestClient {
         let grace = if power_off.is_zero() { LOOK_DEADLINE } else { GRACE };
         let deadline = power_off.saturating_add(grace);
         self.exchange(Method::POST, "/v1/stop", body, Some(deadline)).await
+    }
+
+    /// Begins to move the guest.
+    pub async fn start_move(&self, start: &MoveStart) -> Result<serde_json::Value, CallError> {
+        let body = encode(Some(start))?;
+        self.exchange(Method::POST, "/v1/move", body, Some(CHANGE_DEADLINE)).await
+    }
+
+    /// Cancels the move that goes on.
+    pub async fn cancel_move(&self) -> Result<CancelAnswer, CallError> {
+        self.exchange(Method::POST, "/v1/move/cancel", None, Some(LOOK_DEADLINE)).await
+    }
+
+    /// Hands the process a word of the other side of a hand-over.
+    pub async fn heard(&self, words: &Words) -> Result<serde_json::Value, CallError> {
+        let body = encode(Some(words))?;
+        self.exchange(Method::POST, "/v1/move/heard", body, Some(LOOK_DEADLINE)).await
+    }
+
+    /// The events of the move that goes on, or of the last one, from its beginning.
+    pub async fn move_events(&self) -> Result<MoveEvents, CallError> {
+        let socket = self.paths.api();
+        let open = MoveEvents::open(&socket, "/v1/move/events".into());
+        let late = |_| Err(CallError::Late(LOOK_DEADLINE));
+        tokio::time::timeout(LOOK_DEADLINE, open).await.unwrap_or_else(late)
     }
 
     /// Writes the guest into the file whose descriptor was handed over as `request.fd_token`.

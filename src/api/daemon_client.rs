@@ -196,7 +196,7 @@ pub struct MoveEvents {
 }
 
 impl MoveEvents {
-    async fn open(socket: &Path, path: String) -> Result<Self, CallError> {
+    pub(super) async fn open(socket: &Path, path: String) -> Result<Self, CallError> {
         let lost = |e: hyper::Error| CallError::Lost(e.to_string());
         let stream = tokio::net::UnixStream::connect(socket).await.map_err(CallError::Connect)?;
         let (mut sender, connection) =

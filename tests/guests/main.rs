@@ -13,5 +13,8 @@ mod demo;
 mod foreground;
 mod leftovers;
 mod life;
+mod networks;
+
 mod saves;
+mod shared;
 mod unprivileged;
