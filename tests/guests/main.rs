@@ -9,6 +9,7 @@ mod bad_input;
 mod containment;
 mod cut_saves;
 mod damaged;
+mod demo;
 mod foreground;
 mod leftovers;
 mod life;
