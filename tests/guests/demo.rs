@@ -46,7 +46,6 @@ fn assert_nothing_left(place: &Path) {
 }
 
 #[test]
-#[ignore = "needs the daemon, which is not merged yet"]
 fn a_guest_is_moved_and_nothing_is_left() {
     if !kvm() {
         return;
@@ -63,7 +62,6 @@ fn a_guest_is_moved_and_nothing_is_left() {
 }
 
 #[test]
-#[ignore = "needs the daemon, which is not merged yet"]
 fn a_kept_demo_is_two_hosts_that_can_be_used_and_removed() {
     if !kvm() {
         return;
@@ -85,7 +83,6 @@ fn a_kept_demo_is_two_hosts_that_can_be_used_and_removed() {
 }
 
 #[test]
-#[ignore = "needs the daemon, which is not merged yet"]
 fn an_interrupted_demo_leaves_nothing() {
     if !kvm() {
         return;

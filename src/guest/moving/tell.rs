@@ -105,7 +105,7 @@ impl Teller {
                     "a step does not succeed and is tried again ({step:?}): {why}"
                 ));
             }
-            Event::Ran => {}
+            Event::Ran | Event::Filling(_) => {}
             Event::Audited { differing } if differing.is_empty() => {}
             Event::Audited { differing } => self.notice(format!(
                 "DEFECT: {} pages of the source differ from what was sent: dirty tracking missed \
