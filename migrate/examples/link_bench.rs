@@ -47,15 +47,13 @@ fn main() -> Result<()> {
             return Err("--between NETNS NETNS ADDRESS".into());
         };
         let file = |name: &str| File::open(Path::new("/run/netns").join(name));
-        place = Place {
-            namespaces: Some((file(source)?, file(target)?)),
-            address: address.parse()?,
-        };
+        place =
+            Place { namespaces: Some((file(source)?, file(target)?)), address: address.parse()? };
         args.drain(..4);
     }
     let numbers: Vec<u64> = args.iter().map(|a| Ok(a.parse()?)).collect::<Result<_>>()?;
     let mut out = std::io::stdout();
-    writeln!(out, "payload lanes      MB    GB/s  CPU s/GB   user    sys  lost %  RTT ms    MTU")?;
+    writeln!(out, "payload lanes      MB    MB/s  CPU s/GB   user    sys  lost %  RTT ms    MTU")?;
     if let [payload, lanes, megabytes, rest @ ..] = numbers.as_slice() {
         return once(&place, *payload, *lanes, *megabytes, rest.first().copied(), &mut out);
     }
@@ -138,8 +136,8 @@ fn once(
         let lane = stats.lanes.first().copied().unwrap_or_default();
         writeln!(
             out,
-            "{payload:7} {lanes:5} {megabytes:7} {:7.2} {:9.2} {:6.2} {:6.2} {:7.2} {:7.2} {:6}{}",
-            gigabytes / took,
+            "{payload:7} {lanes:5} {megabytes:7} {:7.1} {:9.2} {:6.2} {:6.2} {:7.2} {:7.2} {:6}{}",
+            gigabytes * 1e3 / took,
             (user + system) / gigabytes,
             user / gigabytes,
             system / gigabytes,

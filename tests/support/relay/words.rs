@@ -69,7 +69,8 @@ impl Request {
             ("heal", []) => Ok(Self::Heal(which)),
             ("set", [_, ..]) => {
                 let pair = |word: &&str| {
-                    let (key, value) = word.split_once('=').ok_or(format!("no KEY=VALUE: {word}"))?;
+                    let (key, value) =
+                        word.split_once('=').ok_or(format!("no KEY=VALUE: {word}"))?;
                     change(&mut Conditions::default(), key, value)?;
                     Ok((key.to_owned(), value.to_owned()))
                 };
