@@ -179,8 +179,8 @@ fn connect(
     })
 }
 
-fn text(error: impl ToString) -> String {
-    error.to_string()
+fn text<E: std::fmt::Display>(error: E) -> String {
+    format!("{error}")
 }
 
 fn runtime() -> std::result::Result<tokio::runtime::Runtime, String> {

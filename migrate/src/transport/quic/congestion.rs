@@ -382,8 +382,7 @@ mod tests {
     #[test]
     fn congestion_leaves_cubic_alone_for_a_while() {
         let now = Instant::now();
-        type Event = (bool, u64);
-        for (persistent, lost) in [(true, 1450), (false, 0), (false, 200_000)] as [Event; 3] {
+        for (persistent, lost) in [(true, 1450), (false, 0), (false, 200_000_u64)] {
             let mut c = controller();
             let cubic = c.cubic.window();
             c.on_congestion_event(now, now, persistent, lost);
