@@ -18,6 +18,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path as FilePath;
+use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -37,8 +38,18 @@ const MOST: u64 = 64 << 10;
 /// `TUN_F_CSUM`: frames may come without a checksum; their header says so, and goes with them.
 const CHECKSUM_LATER: u32 = 1;
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
+    match work(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lab_relay: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn work(args: &[String]) -> Result<()> {
     match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["carry", control, a, b, seed, conditions @ ..] => {
             let seed = seed.parse().context("SEED must be a number")?;

@@ -182,7 +182,7 @@ impl Path {
     fn send(&mut self, now: Duration, bytes: u64) -> Option<Duration> {
         let Some(rate) = self.conditions.rate else { return Some(now) };
         let begins = self.free_at.max(now);
-        let waiting = bytes_in(begins - now, rate);
+        let waiting = bytes_in(begins.saturating_sub(now), rate);
         if waiting > 0 && waiting.saturating_add(bytes) > self.conditions.queue {
             return None;
         }
@@ -246,6 +246,11 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// Time from `a` to the later `b`.
+    fn from(a: Duration, b: Duration) -> Duration {
+        b.checked_sub(a).expect("times do not run backwards")
+    }
+
     const MS: Duration = Duration::from_millis(1);
 
     /// The fates of `count` frames of 1500 bytes, one every `gap`.
@@ -294,11 +299,11 @@ mod tests {
                 now += Duration::from_micros(gap);
                 match path.admit(now, bytes) {
                     Fate::Arrives(at) => {
-                        prop_assert!(at > now && at - now <= longest.max(time_for(1500, rate)));
+                        prop_assert!(at > now && from(now, at) <= longest.max(time_for(1500, rate)));
                         sent.push((at, bytes));
                     }
                     Fate::Dropped => {
-                        let waits = bytes_in(path.free_at - now, rate);
+                        let waits = bytes_in(from(now, path.free_at), rate);
                         prop_assert!(waits + bytes as u64 + 1 > queue, "dropped without need");
                     }
                     other => prop_assert!(false, "{other:?}"),
@@ -306,7 +311,7 @@ mod tests {
             }
             for first in 0..sent.len() {
                 let bytes: u64 = sent[first + 1..].iter().map(|s| s.1 as u64).sum();
-                let span = sent.last().map_or(Duration::ZERO, |s| s.0 - sent[first].0);
+                let span = sent.last().map_or(Duration::ZERO, |s| from(sent[first].0, s.0));
                 let slack = sent.len() as u64;
                 prop_assert!(bytes <= bytes_in(span, rate) + slack, "{bytes} in {span:?}");
             }
@@ -321,7 +326,7 @@ mod tests {
             let at = arrivals(&fates);
             prop_assert_eq!(at.len(), 500);
             prop_assert!(at.is_sorted());
-            let late = |(i, at): (u32, &Duration)| *at - gap * i;
+            let late = |(i, at): (u32, &Duration)| from(gap * i, *at);
             prop_assert!((0..).zip(&at).map(late).all(|l| l >= delay && l <= delay + jitter));
         }
 
@@ -341,6 +346,11 @@ mod tests {
                 run(conditions, seed, 200, MS)
             );
         }
+
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
 
         /// Shares are what was asked for, in bursts as well as alone. Five standard deviations,
         /// and the bursts' longer ones.

@@ -128,7 +128,7 @@ fn scaled(text: &str, units: &[(&str, f64)]) -> Option<u64> {
 
 fn duration(text: &str) -> Result<Duration, String> {
     let nanos = scaled(text, &[("us", 1e3), ("ms", 1e6), ("s", 1e9)]);
-    let time = nanos.map(Duration::from_nanos).filter(|d| *d <= Duration::from_secs(60));
+    let time = nanos.map(Duration::from_nanos).filter(|d| *d <= Duration::from_mins(1));
     time.ok_or(format!("{text}: give a time up to 60s, such as 10ms"))
 }
 
