@@ -5,6 +5,7 @@
 #[path = "../support/relay/model.rs"]
 #[allow(dead_code, reason = "the tests of the model are what is wanted of it here")]
 mod model;
+mod quic;
 #[path = "../support/mod.rs"]
 mod support;
 #[path = "../support/relay/words.rs"]
