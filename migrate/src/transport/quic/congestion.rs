@@ -40,8 +40,9 @@ const SAMPLE: u64 = 2 << 20;
 const WARY: Duration = Duration::from_secs(2);
 /// Shortest time over which the rate of arrivals is taken.
 const SHORTEST_SPAN: Duration = Duration::from_millis(10);
-/// Spans, of a round trip each, whose best rate counts.
-const SPANS: usize = 8;
+/// Spans, of a round trip each, whose best rate counts. Long enough that some late round trips on
+/// a busy machine are not taken for a narrower path.
+const SPANS: usize = 32;
 /// A queue that is worth ending the first doubling for, whatever the round trip.
 const SMALLEST_QUEUE: Duration = Duration::from_millis(4);
 
@@ -349,7 +350,7 @@ mod tests {
         assert_eq!(window, best / 50 * 5 / 4 + best % 50 * 5 / 200);
         // An idle time says nothing; a path that became slow is noticed after some spans.
         for idle in [true, false] {
-            for _ in 0..400 {
+            for _ in 0..800 {
                 delivery.bytes += 1000;
                 delivery.end_of_batch(now, MS * 20, idle);
                 now += MS;
