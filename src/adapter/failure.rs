@@ -5,6 +5,7 @@ use vmm::devices::virtio::DeviceError;
 use vmm::devices::virtio::block::DiskOpenError;
 use vmm::kvm::KvmError;
 use vmm::machine::MachineError;
+use vmm::memory::dirty::DirtyError;
 use vmm::state::StateError;
 use vmm::vcpu::VcpuError;
 
@@ -103,6 +104,15 @@ pub fn state(error: &StateError) -> Failure {
         _ => ErrorCode::BadStateFile,
     };
     Failure::new(code, error.to_string(), SEE_MESSAGE)
+}
+
+/// The dirty log cannot be used.
+pub fn dirty(error: &DirtyError) -> Failure {
+    let code = match error {
+        DirtyError::InUse => ErrorCode::Busy,
+        _ => ErrorCode::Unexpected,
+    };
+    Failure::new(code, error.to_string(), "try again when the other operation is over")
 }
 
 /// A definition is refused.

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use vmm::devices::console::Console;
+use vmm::devices::console::{Console, ConsoleConfig};
 use vmm::devices::tap::Tap;
 use vmm::devices::virtio::block::BlockSpec;
 use vmm::devices::virtio::net::NetSpec;
@@ -16,6 +16,8 @@ use vmm::state::v1::{MachineState, VirtioDeviceState};
 
 use super::failure;
 use super::open::Opened;
+use super::receiver::VmmReceiver;
+use super::units::{Log, Ram};
 use crate::api::Failure;
 use crate::config::Cache;
 use crate::guest::machine::{
@@ -80,7 +82,22 @@ impl VmmMachines {
         Ok(specs)
     }
 
-    fn builder(&self) -> Result<Builder<'_>, Failure> {
+    /// Parts for a machine that is only tried: same devices, nobody to talk to.
+    fn trial_parts(&self) -> Result<Parts, Failure> {
+        let unexpected = |e: io::Error| failure::unexpected("a device", &e);
+        let (events, _nobody) = vmm::events::channel_pair().map_err(unexpected)?;
+        let serial = Console::new(ConsoleConfig::default()).map_err(unexpected)?;
+        let mut virtio = self.virtio().map_err(unexpected)?;
+        for spec in &mut virtio {
+            if matches!(spec, VirtioSpec::Console(_)) {
+                let console = Console::new(ConsoleConfig::default()).map_err(unexpected)?;
+                *spec = VirtioSpec::Console(console.port());
+            }
+        }
+        Ok(Parts { events, serial, virtio, ..self.machine_parts()? })
+    }
+
+    fn builder(&self) -> Result<Builder, Failure> {
         let parts = self.machine_parts()?;
         Builder::new(&self.parts.kvm, parts).map_err(|e| failure::machine(&e))
     }
@@ -99,6 +116,12 @@ impl VmmMachines {
 
 impl MakeMachine for VmmMachines {
     type Paused = VmmPaused;
+    type Receiver = VmmReceiver;
+
+    fn receiver(&mut self) -> Result<VmmReceiver, Failure> {
+        // Restored at most twice at a time: once for good, once on trial.
+        VmmReceiver::new(&self.parts.kvm, self.machine_parts()?, self.trial_parts()?)
+    }
 
     fn boot(&mut self) -> Result<VmmPaused, Failure> {
         let parts = self.machine_parts()?;
@@ -145,7 +168,7 @@ impl MakeMachine for VmmMachines {
 
 /// A machine that stands still.
 #[derive(Debug)]
-pub struct VmmPaused(Paused);
+pub struct VmmPaused(pub(super) Paused);
 
 /// A machine that runs.
 #[derive(Debug)]
@@ -153,6 +176,21 @@ pub struct VmmRunning(Running);
 
 impl PausedMachine for VmmPaused {
     type Running = VmmRunning;
+    type Ram = Ram;
+    type Log = Log;
+
+    fn units(&self) -> io::Result<Ram> {
+        Ram::new(self.0.ram().clone())
+    }
+
+    fn start_log(&self) -> Result<Log, Failure> {
+        self.0.dirty_log().map(Log::from).map_err(|e| failure::dirty(&e))
+    }
+
+    fn stop_time(&self) -> Duration {
+        let times = self.0.stop_times();
+        times.vcpus + times.devices
+    }
 
     fn resume(self) -> Result<VmmRunning, (Option<Self>, Failure)> {
         match self.0.resume() {
@@ -167,9 +205,7 @@ impl PausedMachine for VmmPaused {
     }
 
     fn ram(&self) -> io::Result<RamFile> {
-        let ram = self.0.ram();
-        let file: File = ram.file().try_clone()?;
-        Ok(RamFile { file, bytes: ram.bytes() })
+        ram_file(self.0.ram())
     }
 
     fn controls(&self) -> Box<dyn Controls> {
@@ -177,8 +213,29 @@ impl PausedMachine for VmmPaused {
     }
 }
 
+fn ram_file(ram: &GuestRam) -> io::Result<RamFile> {
+    let file: File = ram.file().try_clone()?;
+    Ok(RamFile { file, bytes: ram.bytes() })
+}
+
 impl RunningMachine for VmmRunning {
     type Paused = VmmPaused;
+
+    fn start_log(&self) -> Result<Log, Failure> {
+        self.0.dirty_log().map(Log::from).map_err(|e| failure::dirty(&e))
+    }
+
+    fn units(&self) -> io::Result<Ram> {
+        Ram::new(self.0.ram().clone())
+    }
+
+    fn ram(&self) -> io::Result<RamFile> {
+        ram_file(self.0.ram())
+    }
+
+    fn controls(&self) -> Box<dyn Controls> {
+        Box::new(VmmControls(self.0.controls()))
+    }
 
     fn pause(self) -> VmmPaused {
         VmmPaused(self.0.pause())
@@ -200,5 +257,9 @@ impl Controls for VmmControls {
 
     fn press_power_button(&self) {
         self.0.press_power_button();
+    }
+
+    fn announce(&self) -> io::Result<()> {
+        self.0.announce()
     }
 }

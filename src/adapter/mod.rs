@@ -4,5 +4,15 @@
 mod failure;
 mod machine;
 mod open;
+mod receiver;
+mod units;
 
 pub use open::VmmHost;
+
+/// Makes sure that there is a KVM that we may use and that has what is needed.
+///
+/// # Errors
+/// `kvm-missing`, `kvm-permission` or `kvm-capability`, with the mend.
+pub fn check_kvm() -> Result<(), crate::api::Failure> {
+    vmm::kvm::Kvm::open().map(|_| ()).map_err(|e| failure::kvm(&e))
+}

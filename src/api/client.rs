@@ -14,6 +14,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::daemon_client::MoveEvents;
+use super::moving::{CancelAnswer, MoveStart, Words};
 use super::{
     ErrorBody, ErrorCode, Failure, GuestInfo, SaveRequest, SaveResult, StopRequest, StopResult,
     ThrottleRequest, WaitResult,
@@ -121,6 +123,31 @@ impl GuestClient {
         self.exchange(Method::POST, "/v1/stop", body, Some(deadline)).await
     }
 
+    /// Begins to move the guest.
+    pub async fn start_move(&self, start: &MoveStart) -> Result<serde_json::Value, CallError> {
+        let body = encode(Some(start))?;
+        self.exchange(Method::POST, "/v1/move", body, Some(CHANGE_DEADLINE)).await
+    }
+
+    /// Cancels the move that goes on.
+    pub async fn cancel_move(&self) -> Result<CancelAnswer, CallError> {
+        self.exchange(Method::POST, "/v1/move/cancel", None, Some(LOOK_DEADLINE)).await
+    }
+
+    /// Hands the process a word of the other side of a hand-over.
+    pub async fn heard(&self, words: &Words) -> Result<serde_json::Value, CallError> {
+        let body = encode(Some(words))?;
+        self.exchange(Method::POST, "/v1/move/heard", body, Some(LOOK_DEADLINE)).await
+    }
+
+    /// The events of the move that goes on, or of the last one, from its beginning.
+    pub async fn move_events(&self) -> Result<MoveEvents, CallError> {
+        let socket = self.paths.api();
+        let open = MoveEvents::open(&socket, "/v1/move/events".into());
+        let late = |_| Err(CallError::Late(LOOK_DEADLINE));
+        tokio::time::timeout(LOOK_DEADLINE, open).await.unwrap_or_else(late)
+    }
+
     /// Writes the guest into the file whose descriptor was handed over as `request.fd_token`.
     /// Not interrupted by Ctrl-C, a lost terminal or SIGTERM: the file gets its name only when the
     /// outcome is known.
@@ -209,7 +236,7 @@ impl GuestClient {
 }
 
 /// Runs one asynchronous call to its end, or to Ctrl-C.
-fn block_on<R>(call: impl Future<Output = Result<R, CallError>>) -> Result<R, CallError> {
+pub fn block_on<R>(call: impl Future<Output = Result<R, CallError>>) -> Result<R, CallError> {
     runtime().map_err(CallError::Connect)?.block_on(async {
         tokio::select! {
             result = call => result,
@@ -223,12 +250,12 @@ pub fn runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
-fn encode(body: Option<&impl Serialize>) -> Result<Option<Vec<u8>>, CallError> {
+pub(super) fn encode(body: Option<&impl Serialize>) -> Result<Option<Vec<u8>>, CallError> {
     let malformed = |e: serde_json::Error| CallError::Malformed(e.to_string());
     body.map(serde_json::to_vec).transpose().map_err(malformed)
 }
 
-async fn exchange<R: DeserializeOwned>(
+pub(super) async fn exchange<R: DeserializeOwned>(
     socket: &Path,
     method: Method,
     path: &str,
@@ -264,7 +291,10 @@ async fn exchange<R: DeserializeOwned>(
     decode(status, &bytes)
 }
 
-fn decode<R: DeserializeOwned>(status: StatusCode, bytes: &[u8]) -> Result<R, CallError> {
+pub(super) fn decode<R: DeserializeOwned>(
+    status: StatusCode,
+    bytes: &[u8],
+) -> Result<R, CallError> {
     if status.is_success() {
         return serde_json::from_slice(bytes).map_err(|e| CallError::Malformed(e.to_string()));
     }
@@ -275,7 +305,7 @@ fn decode<R: DeserializeOwned>(status: StatusCode, bytes: &[u8]) -> Result<R, Ca
 }
 
 /// Percent-encodes everything but unreserved characters (RFC 3986, 2.3).
-fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {

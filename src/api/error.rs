@@ -62,16 +62,39 @@ pub enum ErrorCode {
     FileExists,
     /// A file cannot be opened or written.
     File,
+    /// This host has no identity yet.
+    NoIdentity,
+    /// The other host is not known here.
+    UnknownHost,
+    /// The other host refused this one, or is not who it should be.
+    HostRefused,
+    /// The two programs have no protocol version in common.
+    NoCommonVersion,
+    /// The destination has not enough memory or CPUs left.
+    NoRoom,
+    /// The guest cannot run at the destination as it is.
+    Incompatible,
+    /// A disk of the guest is not on storage that both hosts share.
+    LocalDisk,
+    /// The guest was moved to another host.
+    MovedAway,
+    /// Whose the guest is, is not settled.
+    InDoubt,
+    /// The move did not succeed; the guest runs where it was.
+    MoveFailed,
+    /// The move was cancelled; the guest runs where it was.
+    Cancelled,
 }
 
 impl ErrorCode {
     /// The exit code that scripts see (`cli.md`: 1 unexpected, 2 usage, 4 refused before
-    /// starting, 5 failed or timed out, 7 not found, 8 unreachable, 130 interrupted).
+    /// starting, 5 failed or timed out, 6 in doubt, 7 not found, 8 unreachable, 130 interrupted).
     pub fn exit_code(self) -> u8 {
         match self {
             Self::Unexpected => 1,
             Self::Usage => 2,
-            Self::Timeout => 5,
+            Self::Timeout | Self::MoveFailed | Self::Cancelled => 5,
+            Self::InDoubt => 6,
             Self::NotFound => 7,
             Self::Unreachable => 8,
             Self::Interrupted => 130,
@@ -81,7 +104,7 @@ impl ErrorCode {
 }
 
 /// A failure, complete: what happened, where the guest is now, what to type next.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {
     /// Stable code.
     pub code: ErrorCode,

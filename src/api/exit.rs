@@ -13,6 +13,8 @@ pub enum ExitHow {
     Killed,
     /// It was saved to a file.
     Saved,
+    /// It was moved to another host.
+    Moved,
     /// It crashed and was not kept (`on_crash = stop`).
     Crashed,
     /// Its process failed or was killed from outside.

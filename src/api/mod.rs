@@ -24,10 +24,13 @@
 //! whoever next finds its lock free does that for it.
 
 pub mod client;
+pub mod daemon_client;
 mod error;
 mod exit;
 pub mod fds;
+pub mod host;
 pub mod launch;
+pub mod moving;
 
 pub use error::{ErrorBody, ErrorCode, Failure};
 pub use exit::{ExitHow, ExitRecord};
@@ -51,6 +54,10 @@ pub enum GuestState {
     Saving,
     /// Asked to power off.
     Stopping,
+    /// Handed to another host; its memory stands still here until that host has confirmed.
+    Leaving,
+    /// Its memory arrives from another host.
+    Arriving,
     /// It crashed and stands still (`on_crash = keep`).
     Crashed,
     /// Its process is gone.
@@ -188,6 +195,9 @@ pub struct LaunchSpec {
     pub stdio_console: bool,
     /// Leave the guest paused after building it.
     pub start_paused: bool,
+    /// Receive the guest from another host instead of booting it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receive: Option<moving::ReceiveSpec>,
 }
 
 /// How to continue from a saved file, which is passed as a descriptor (see [`launch`]). The
@@ -219,6 +229,11 @@ pub enum ClockChoice {
 pub enum LaunchReply {
     /// The guest is there; its API answers.
     Ready(Box<GuestInfo>),
+    /// The process waits for the guest, at these addresses: control, then each lane.
+    Receiving {
+        /// Where.
+        addresses: Vec<std::net::SocketAddr>,
+    },
     /// Nothing was left behind.
     Failed(ErrorBody),
 }

@@ -1,5 +1,8 @@
 //! The command line: types only. Every text here is shown by `--help`.
 
+pub mod host;
+pub mod moving;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,6 +11,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::api::ClockChoice;
 use crate::config::{DiskFile, Instance, NetFile, parse_duration, parse_name, parse_size};
 
+use self::host::HostArgs;
+use self::moving::{DemoArgs, HistoryArgs, MoveArgs, WatchArgs, WhichArgs};
 use super::values::{WaitFor, parse_disk, parse_net, parse_percent, parse_wait_for};
 
 /// Run, pause, save and move KVM guests.
@@ -19,8 +24,9 @@ use super::values::{WaitFor, parse_disk, parse_net, parse_percent, parse_wait_fo
     subcommand_required = true,
     arg_required_else_help = true,
     max_term_width = 100,
-    after_help = "First steps: migrate run --rm --duration 10s --guest scribbler\n\
-                  More: migrate help TOPIC (exit-codes, files, scribbler, state)"
+    override_usage = "migrate [OPTIONS] <COMMAND>\n       migrate [OPTIONS] [GUEST]... --to <HOST>",
+    after_help = "First steps: migrate demo\n\
+                  More: migrate help quickstart; all topics: migrate help"
 )]
 pub struct Cli {
     /// Options that mean the same everywhere.
@@ -94,6 +100,22 @@ pub enum Command {
     Load(LoadArgs),
     /// Remove the records of guests that ended
     Rm(GuestArg),
+    /// Move guests to another host while they run (short form: migrate [GUEST]... --to HOST)
+    Move(Box<MoveArgs>),
+    /// Follow moves that go on
+    Watch(WatchArgs),
+    /// Cancel a move and wait for its outcome
+    Cancel(WhichArgs),
+    /// List moves, the latest first
+    History(HistoryArgs),
+    /// Show everything about a move
+    Report(WhichArgs),
+    /// The hosts that guests are moved between
+    Host(HostArgs),
+    /// Run the service of this host
+    Daemon(DaemonArgs),
+    /// See a live move between two hosts that are made for it on this machine
+    Demo(DemoArgs),
     /// Limit the share of time that a guest's vCPUs may run
     #[command(hide = true)]
     Throttle(ThrottleArgs),
@@ -179,10 +201,11 @@ pub struct RunArgs {
     /// No ACPI tables
     #[arg(long, help_heading = "Machine")]
     pub no_acpi: bool,
-    /// A disk: PATH[,ro][,cache=none|writeback][,serial=TEXT]; may be repeated
+    /// A disk: PATH[,ro][,shared][,cache=none|writeback][,serial=TEXT]; may be repeated
     #[arg(long = "disk", value_name = "DISK", value_parser = parse_disk, help_heading = "Devices")]
     pub disks: Vec<DiskFile>,
-    /// A network interface: tap=NAME[,mac=MAC][,mtu=N]; may be repeated
+    /// A network interface: tap=NAME, bridge=NAME or network=NAME, then [,mac=MAC][,mtu=N]; may be
+    /// repeated
     #[arg(long = "net", value_name = "NET", value_parser = parse_net, help_heading = "Devices")]
     pub nets: Vec<NetFile>,
     /// A virtio console (hvc0) beside the serial port
@@ -320,10 +343,18 @@ pub enum Shell {
     Fish,
 }
 
+/// `daemon`
+#[derive(Debug, Args)]
+pub struct DaemonArgs {
+    /// End when the process that started it ends
+    #[arg(long, hide = true)]
+    pub end_with_parent: bool,
+}
+
 /// `help`
 #[derive(Debug, Args)]
 pub struct HelpArgs {
-    /// A topic (exit-codes, files, scribbler, state) or a command
+    /// A topic (listed by 'migrate help') or a command
     #[arg(value_name = "TOPIC")]
     pub topic: Option<String>,
 }

@@ -1,13 +1,18 @@
 //! Shell completion: a few lines for each shell that ask this program, so that guests' names are
 //! the live ones and options never disagree with the command line.
 
+use std::time::Duration;
+
 use clap::{Arg, Command, CommandFactory};
 
 use super::args::{Cli, Shell};
 use super::help::TOPICS;
 use super::{Done, OK, Session};
-use crate::config::Dirs;
+use crate::api::client::runtime;
 use crate::host::{exits, registry};
+
+/// How long somebody who has pressed the tab key waits for the daemon.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 const BASH: &str = r#"_migrate() {
     local cur=${COMP_WORDS[COMP_CWORD]}
@@ -46,7 +51,7 @@ pub fn script(session: &Session, shell: Shell) -> Done {
 
 /// `complete-words`
 pub fn words(session: &Session, words: &[String]) -> Done {
-    let lines = candidates(words, &|source| names(&session.dirs, source)).join("\n");
+    let lines = candidates(words, &|source| names(session, source)).join("\n");
     if !lines.is_empty() {
         session.out.print(&lines)?;
     }
@@ -64,9 +69,12 @@ enum Source {
     Ended,
     /// Guests with a definition.
     Defined,
+    /// Hosts of the site.
+    Hosts,
 }
 
-fn names(dirs: &Dirs, source: Source) -> Vec<String> {
+fn names(session: &Session, source: Source) -> Vec<String> {
+    let dirs = &session.dirs;
     let running = || registry::names(dirs).unwrap_or_default();
     let ended = || exits::read_all(dirs).unwrap_or_default().into_iter().map(|r| r.name);
     let mut names: Vec<String> = match source {
@@ -78,10 +86,21 @@ fn names(dirs: &Dirs, source: Source) -> Vec<String> {
             let names = files.filter_map(|f| f.file_name().into_string().ok());
             names.filter_map(|n| n.strip_suffix(".toml").map(str::to_owned)).collect()
         }
+        Source::Hosts => hosts(session),
     };
     names.sort();
     names.dedup();
     names
+}
+
+/// The other hosts of the site, if the daemon says them before anybody gets impatient.
+fn hosts(session: &Session) -> Vec<String> {
+    let client = session.daemon();
+    let known = runtime().ok().and_then(|runtime| {
+        runtime.block_on(async { tokio::time::timeout(PATIENCE, client.hosts()).await.ok()?.ok() })
+    });
+    let others = known.into_iter().flat_map(|list| list.hosts).filter(|host| !host.this);
+    others.map(|host| host.name).collect()
 }
 
 /// What the last of `words` may become. Nothing means: a file name, or something free.
@@ -93,39 +112,53 @@ fn candidates(words: &[String], names: &dyn Fn(Source) -> Vec<String>) -> Vec<St
         None => ("", &[][..]),
     };
     let mut command = &root;
-    let mut subcommand = "";
+    let mut path = Vec::new();
+    let mut positionals = 0;
     let mut value_of: Option<&Arg> = None;
     for word in before {
         if value_of.take().is_some() {
             continue;
         }
         if word.starts_with('-') {
-            value_of = option(command, word).filter(|arg| arg.get_action().takes_values());
-        } else if subcommand.is_empty()
-            && let Some(found) = root.find_subcommand(word)
+            let arg = option(command, word).or_else(|| short_form(&root, &path, word));
+            value_of = arg.filter(|arg| arg.get_action().takes_values());
+        } else if positionals == 0
+            && let Some(found) = command.find_subcommand(word)
         {
-            (command, subcommand) = (found, found.get_name());
+            command = found;
+            path.push(found.get_name());
+        } else {
+            positionals += 1;
         }
     }
+    let commands = || command.get_subcommands().filter(|c| !c.is_hide_set());
     let all = if let Some(arg) = value_of {
-        possible(arg)
+        match (arg.get_id().as_str(), path.first()) {
+            ("to", None | Some(&"move")) => names(Source::Hosts),
+            _ => possible(arg),
+        }
     } else if last.starts_with('-') {
-        options(command)
-    } else if subcommand.is_empty() {
-        let shown = root.get_subcommands().filter(|c| !c.is_hide_set());
-        shown.map(|c| c.get_name().to_owned()).collect()
+        let short = path.is_empty().then(|| "--to".to_owned());
+        options(command).into_iter().chain(short).collect()
+    } else if path.is_empty() {
+        // A guest begins the short form of a move.
+        let commands = commands().filter(|_| positionals == 0).map(|c| c.get_name().to_owned());
+        commands.chain(names(Source::Running)).collect()
+    } else if command.has_subcommands() {
+        commands().map(|c| c.get_name().to_owned()).collect()
     } else {
-        arguments(command, subcommand, names)
+        arguments(command, &path.join(" "), names)
     };
     all.into_iter().filter(|c| c.starts_with(last)).collect()
 }
 
-fn arguments(
-    command: &Command,
-    subcommand: &str,
-    names: &dyn Fn(Source) -> Vec<String>,
-) -> Vec<String> {
-    match subcommand {
+/// An option of the short form of a move.
+fn short_form<'a>(root: &'a Command, path: &[&str], word: &str) -> Option<&'a Arg> {
+    root.find_subcommand("move").filter(|_| path.is_empty()).and_then(|found| option(found, word))
+}
+
+fn arguments(command: &Command, path: &str, names: &dyn Fn(Source) -> Vec<String>) -> Vec<String> {
+    match path {
         "show" => names(Source::Known),
         "rm" => names(Source::Ended),
         "start" => names(Source::Defined),
@@ -133,7 +166,9 @@ fn arguments(
         _ => command
             .get_positionals()
             .flat_map(|arg| match arg.get_id().as_str() {
-                "guest" => names(Source::Running),
+                "guest" | "guests" => names(Source::Running),
+                "which" => names(Source::Known),
+                "host" => names(Source::Hosts),
                 _ => possible(arg),
             })
             .collect(),
@@ -169,6 +204,7 @@ mod tests {
             Source::Known => vec!["old".into(), "web1".into()],
             Source::Ended => vec!["old".into()],
             Source::Defined => vec!["db".into()],
+            Source::Hosts => vec!["host2".into()],
         })
     }
 
@@ -187,6 +223,19 @@ mod tests {
         assert_eq!(complete("load f --clock a"), ["auto", "account"]);
         assert_eq!(complete("completions "), ["bash", "zsh", "fish"]);
         assert_eq!(complete("help e"), ["exit-codes"]);
+        assert_eq!(complete("move web1 --to "), ["host2"]);
+        assert_eq!(complete("move web1 w"), ["web1", "web2"]);
+        assert_eq!(complete("web1 --to h"), ["host2"]);
+        assert_eq!(complete("--to h"), ["host2"]);
+        assert_eq!(complete("web"), ["web1", "web2"]);
+        assert_eq!(complete("web1 "), ["web1", "web2"]);
+        assert_eq!(complete("web1 --t"), ["--timeout", "--to"]);
+        assert_eq!(complete("host ch"), ["check"]);
+        assert_eq!(complete("host check "), ["host2"]);
+        assert_eq!(complete("host show "), ["host2"]);
+        assert_eq!(complete("report "), ["old", "web1"]);
+        assert_eq!(complete("move --on-stall p"), ["pause"]);
+        assert!(complete("save web1 --to ").is_empty(), "a file");
         assert!(complete("load ").is_empty(), "a file");
         assert!(complete("run --kernel ").is_empty(), "a file");
     }

@@ -130,6 +130,9 @@ fn broken(client: &GuestClient, e: &io::Error) -> Failure {
     )
 }
 
+/// A process whose console is gone ends within this.
+const GONE_ALREADY: Duration = Duration::from_secs(5);
+
 /// What happened while the guest ran.
 #[derive(Debug, Default)]
 struct Watched {
@@ -194,9 +197,11 @@ async fn watch(
     mut screen: Screen,
 ) -> Result<Watched, Failure> {
     let lost = |e: io::Error| broken(client, &e);
-    let console = UnixStream::connect(client.paths().console()).await.map_err(lost)?;
-    let (mut from_guest, mut to_guest) = console.into_split();
     let mut gone = wait_in_thread(child);
+    let Some(console) = connect(client, &mut gone).await.map_err(lost)? else {
+        return Ok(Watched::default());
+    };
+    let (mut from_guest, mut to_guest) = console.into_split();
     let mut keys = plan.interactive.then(read_keys);
     let mut asked_to_end = signals().map_err(lost)?;
     let mut deadline = plan.end(false);
@@ -261,6 +266,19 @@ async fn watch(
         hear_out(&mut from_guest, &mut screen, &mut watched).await;
     }
     Ok(watched)
+}
+
+/// Connects to the guest's console. `None`: it ended already, and how is the news, not that its
+/// console is gone.
+async fn connect(
+    client: &GuestClient,
+    gone: &mut oneshot::Receiver<()>,
+) -> io::Result<Option<UnixStream>> {
+    match UnixStream::connect(client.paths().console()).await {
+        Ok(console) => Ok(Some(console)),
+        Err(_) if tokio::time::timeout(GONE_ALREADY, gone).await.is_ok() => Ok(None),
+        Err(e) => Err(e),
+    }
 }
 
 /// Shows the last words of a guest; its console closes with its process.

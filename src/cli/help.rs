@@ -7,9 +7,12 @@ use super::{Done, OK, Session};
 use crate::api::{ErrorCode, Failure};
 
 /// Topics: name, what it is about, text.
-pub const TOPICS: [(&str, &str, &str); 4] = [
+pub const TOPICS: [(&str, &str, &str); 7] = [
     ("exit-codes", "what exit codes and error codes mean", include_str!("topics/exit-codes.txt")),
     ("files", "definitions, directories, sockets, logs", include_str!("topics/files.txt")),
+    ("moving", "moving guests while they run", include_str!("topics/moving.txt")),
+    ("networking", "ports, trust between hosts, cards", include_str!("topics/networking.txt")),
+    ("quickstart", "the first steps", include_str!("topics/quickstart.txt")),
     ("scribbler", "the built-in guest that checks itself", include_str!("topics/scribbler.txt")),
     ("state", "what guests do, saving and loading them", include_str!("topics/state.txt")),
 ];
@@ -47,6 +50,10 @@ pub fn help(session: &Session, topic: Option<&str>) -> Done {
 mod tests {
     use super::*;
 
+    fn topic(name: &str) -> &'static str {
+        TOPICS.iter().find(|(topic, ..)| *topic == name).unwrap().2
+    }
+
     #[test]
     fn topics_are_short_lines_of_text() {
         for (name, _, text) in TOPICS {
@@ -59,7 +66,7 @@ mod tests {
 
     #[test]
     fn every_error_code_is_explained() {
-        let text = TOPICS[0].2;
+        let text = topic("exit-codes");
         for code in [
             "unexpected",
             "usage",
@@ -87,6 +94,17 @@ mod tests {
             "interrupted",
             "file-exists",
             "file",
+            "no-identity",
+            "unknown-host",
+            "host-refused",
+            "no-common-version",
+            "no-room",
+            "incompatible",
+            "local-disk",
+            "moved-away",
+            "in-doubt",
+            "move-failed",
+            "cancelled",
         ] {
             let parsed: ErrorCode =
                 serde_json::from_value(serde_json::Value::String(code.into())).unwrap();
@@ -101,7 +119,7 @@ mod tests {
     fn every_parameter_of_the_scribbler_is_explained() {
         for parameter in vmm::scribbler::PARAMS {
             let start = format!("  {}=", parameter.key);
-            assert!(TOPICS[2].2.lines().any(|l| l.starts_with(&start)), "{start}");
+            assert!(topic("scribbler").lines().any(|l| l.starts_with(&start)), "{start}");
         }
     }
 
@@ -111,7 +129,7 @@ mod tests {
         let keys: Vec<&str> = error.split('`').skip(3).step_by(2).collect();
         assert!(keys.len() > 15, "{error}");
         for key in keys {
-            assert!(TOPICS[1].2.contains(key), "{key} is not explained");
+            assert!(topic("files").contains(key), "{key} is not explained");
         }
     }
 }

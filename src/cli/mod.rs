@@ -5,21 +5,28 @@ pub mod args;
 mod complete;
 mod console;
 mod control;
+mod demo;
 mod foreground;
 mod help;
+mod host;
+mod moving;
 mod output;
 mod run;
 mod save;
+mod seam;
+mod short;
 mod template;
 pub mod values;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
 
+use crate::api::daemon_client::DaemonClient;
 use crate::api::{ErrorCode, Failure};
 use crate::config::{Dirs, Surroundings};
 
@@ -39,9 +46,39 @@ struct Session {
     out: Output,
 }
 
+impl Session {
+    /// The daemon of this instance.
+    fn daemon(&self) -> DaemonClient {
+        DaemonClient::new(self.dirs.daemon_socket(), self.start_daemon())
+    }
+
+    /// The command that starts it.
+    fn start_daemon(&self) -> String {
+        let system = self.dirs.config == Path::new("/etc/migrate");
+        if system && Path::new("/run/systemd/system").is_dir() {
+            return "systemctl start migrate".to_owned();
+        }
+        self.command("daemon")
+    }
+
+    /// A command as it is typed to reach this instance from any shell.
+    fn command(&self, words: &str) -> String {
+        let private = Dirs::below(self.dirs.config.parent().unwrap_or(&self.dirs.config));
+        if private == self.dirs {
+            let home = self.dirs.config.parent().unwrap_or(&self.dirs.config);
+            return format!("MIGRATE_HOME={} migrate {words}", home.display());
+        }
+        match (self.global.system, self.global.user) {
+            (true, _) => format!("migrate --system {words}"),
+            (_, true) => format!("migrate --user {words}"),
+            _ => format!("migrate {words}"),
+        }
+    }
+}
+
 /// Runs the command line `words`, the program's name included.
 pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let words: Vec<OsString> = words.into_iter().collect();
+    let words = short::expand(words.into_iter().collect());
     let cli = match Cli::try_parse_from(&words) {
         Ok(cli) => cli,
         Err(error) => return unparsed(&error, words.iter().any(|w| w == "--json")),
@@ -89,6 +126,14 @@ fn dispatch(command: Command, session: &Session) -> Done {
         Command::Stop(args) => control::stop(session, &args),
         Command::Save(args) => save::save(session, &args),
         Command::Rm(args) => control::rm(session, &args.guest),
+        Command::Move(args) => moving::start(session, &args),
+        Command::Watch(args) => moving::watch(session, &args),
+        Command::Cancel(args) => moving::cancel(session, &args),
+        Command::History(args) => moving::history(session, &args),
+        Command::Report(args) => moving::report(session, &args),
+        Command::Host(args) => host::host(session, &args.command),
+        Command::Daemon(args) => seam::daemon(session, &args),
+        Command::Demo(args) => demo::demo(session, &args),
         Command::Throttle(args) => control::throttle(session, &args),
         Command::Completions(args) => complete::script(session, args.shell),
         Command::Help(args) => help::help(session, args.topic.as_deref()),
@@ -143,6 +188,25 @@ mod tests {
             "completions bash",
             "guest-process",
             "complete-words -- run --",
+            "move a b --to host2 --parallel 3 --bandwidth 1Gbit --max-downtime 50ms --timeout 5m",
+            "move --to h --all --on-stall pause --detach --yes",
+            "move --to h a --dry-run --json",
+            "move --to h watch",
+            "watch",
+            "watch a",
+            "cancel 00000000-0000-4000-8000-000000000001",
+            "history a -n 5",
+            "report a --json",
+            "host init --name host1",
+            "host init --ca-cert c --ca-key k",
+            "host invite --valid 10m --address 10.0.0.1:7420",
+            "host join LINE",
+            "host ls",
+            "host show",
+            "host check host2",
+            "host remove host2",
+            "daemon --system",
+            "demo --keep --memory 1G",
         ] {
             let words = std::iter::once("migrate").chain(good.split(' '));
             Cli::try_parse_from(words).unwrap_or_else(|e| panic!("{good}: {e}"));
@@ -160,6 +224,17 @@ mod tests {
             "--user --system ls",
             "throttle a 0",
             "frobnicate",
+            "move a",
+            "move a --to h --all",
+            "move a --to H",
+            "move a --to h --bandwidth 100",
+            "move a --to h --max-downtime 300",
+            "move a --to h --on-stall never",
+            "move a --to h --parallel 0",
+            "move a --to h --dry-run --detach",
+            "host",
+            "host init --ca-cert c",
+            "host check",
         ] {
             let words = std::iter::once("migrate").chain(bad.split(' ').filter(|w| !w.is_empty()));
             let error = Cli::try_parse_from(words).expect_err(bad);

@@ -34,6 +34,7 @@ pub fn run(session: &Session, args: RunArgs) -> Done {
         die_with_parent: rm,
         stdio_console: false,
         start_paused: ready.paused,
+        receive: None,
     };
     let launched = launch_new(session, &spec, None, Some(BUILD_DEADLINE))?;
     if rm {
@@ -113,6 +114,7 @@ pub fn start(session: &Session, args: StartArgs) -> Done {
         die_with_parent: false,
         stdio_console: false,
         start_paused: ready.paused,
+        receive: None,
     };
     let launched = launch_new(session, &spec, None, Some(BUILD_DEADLINE))?;
     report(session, &launched.info, &ready)
@@ -148,6 +150,7 @@ pub fn load(session: &Session, args: LoadArgs) -> Done {
         die_with_parent: false,
         stdio_console: false,
         start_paused: args.ready.paused,
+        receive: None,
     };
     // Reading the memory takes as long as the disk needs.
     let launched = launch_new(session, &spec, Some(&file), None)?;

@@ -28,6 +28,11 @@ impl Dirs {
         GuestPaths { dir: self.run.join("guests").join(name) }
     }
 
+    /// Where the host's daemon listens for commands.
+    pub fn daemon_socket(&self) -> PathBuf {
+        self.run.join("daemon.sock")
+    }
+
     /// Runtime directories of all guests.
     pub fn guests(&self) -> PathBuf {
         self.run.join("guests")
@@ -36,6 +41,11 @@ impl Dirs {
     /// The ownership journal of guest `uuid`.
     pub fn journal(&self, uuid: &uuid::Uuid) -> PathBuf {
         self.state.join("journal").join(uuid.to_string())
+    }
+
+    /// Marks of the hand-overs of guest `uuid`: they outlive its process, not this boot.
+    pub fn marks(&self, uuid: &uuid::Uuid) -> PathBuf {
+        self.run.join("marks").join(uuid.to_string())
     }
 
     /// Exit records and last console logs, kept 14 days.

@@ -47,9 +47,15 @@ pub struct Reach {
 }
 
 impl Reach {
-    /// What every guest process needs: its runtime directory and its journal, and to leave files
+    /// What every guest process needs: its runtime directory, its journal and its marks,
+    /// and to leave files
     /// among the exits. `saves`: a directory to save to on SIGTERM.
-    pub fn new(dirs: &Dirs, paths: &GuestPaths, journal: PathBuf, saves: Option<PathBuf>) -> Self {
+    pub fn new(
+        dirs: &Dirs,
+        paths: &GuestPaths,
+        (journal, marks): (PathBuf, PathBuf),
+        saves: Option<PathBuf>,
+    ) -> Self {
         let own = make_bitflags!(AccessFs::{
             ReadFile | ReadDir | WriteFile | Truncate | MakeReg | MakeSock | RemoveFile | RemoveDir
         });
@@ -67,6 +73,7 @@ impl Reach {
         ];
         rules.extend(journal.parent().map(|parent| (parent.to_owned(), remove)));
         rules.push((journal, records));
+        rules.push((marks, records));
         rules.extend(saves.map(|dir| (dir, records)));
         Self { rules }
     }

@@ -14,6 +14,12 @@
 //! | SIGTERM | by `on_host_stop` | by `on_host_stop` | end | – | later |
 //! | caller gone | end | end | end | end | give the save up, end |
 //! | deadline | – | – | – | end | – |
+//! | move | begin | begin | refuse | busy | busy |
+//!
+//! While a guest is being moved and still here, pause, resume, save and another move are busy;
+//! whatever resets, stops or ends it ends the move first. While it is being handed over it is
+//! with the move: everything but a look is busy, and SIGTERM waits for the outcome. A guest that
+//! another host has a better right to is held for an operator, and can only be ended.
 //!
 //! A guest without ACPI answers the power button by a reset or a triple fault, so these end it
 //! while it is stopping.
@@ -36,6 +42,10 @@ pub enum Phase {
     Stopping,
     /// A save is being written; its vCPUs stand still.
     Saving,
+    /// It is being handed to another host.
+    Leaving,
+    /// Another host has a better right; its memory is kept.
+    Held,
 }
 
 /// What happens.
@@ -61,6 +71,14 @@ pub enum Input {
     },
     /// Asked by a client: share of time, percent.
     Throttle(u8),
+    /// Asked by the daemon: move it to another host.
+    Move,
+    /// Asked by the daemon: cancel that.
+    MoveCancel,
+    /// Asked by the daemon: what happens in a move.
+    MoveFeed,
+    /// Told by the daemon: a word of the other side.
+    MoveHeard,
     /// Told by the guest.
     Guest(GuestEvent),
     /// SIGTERM.
@@ -82,6 +100,10 @@ pub struct Policy {
     pub writable_disk: bool,
     /// It crashed too often lately to be restarted once more.
     pub crash_loop: bool,
+    /// It is being moved.
+    pub moving: bool,
+    /// It ends with the process that started it, which no move takes along.
+    pub bound_to_caller: bool,
 }
 
 /// What to do.
@@ -111,6 +133,14 @@ pub enum Action {
     SaveAndEnd,
     /// Set the share.
     Throttle(u8),
+    /// Begin to move it.
+    Move,
+    /// Cancel the move.
+    CancelMove,
+    /// Answer with the move's events.
+    Feed,
+    /// Tell the move what the other side says.
+    Hear,
     /// Keep the crashed guest as it is.
     StandStill {
         /// Why it crashed.
@@ -147,6 +177,31 @@ const BUSY: Refusal = Refusal {
     message: "another operation on this guest is in progress",
     remedy: "try again when it is done",
 };
+const MOVING: Refusal = Refusal {
+    code: ErrorCode::Busy,
+    message: "the guest is being moved",
+    remedy: "wait for the outcome (migrate watch), or cancel the move first (migrate cancel)",
+};
+const LEAVING: Refusal = Refusal {
+    code: ErrorCode::Busy,
+    message: "the guest is being handed to another host",
+    remedy: "wait for the outcome: migrate watch",
+};
+const HELD: Refusal = Refusal {
+    code: ErrorCode::Superseded,
+    message: "another host has a better right to the guest; its memory here is kept for you",
+    remedy: "see where it runs; to give this memory up: migrate stop --kill",
+};
+const BOUND: Refusal = Refusal {
+    code: ErrorCode::WrongState,
+    message: "the guest ends with the command that started it (run --rm), so it cannot be moved",
+    remedy: "start it without --rm",
+};
+const NOT_MOVING: Refusal = Refusal {
+    code: ErrorCode::NotFound,
+    message: "the guest is not being moved",
+    remedy: "see what moves there were: migrate history",
+};
 const CRASHED: Refusal = Refusal {
     code: ErrorCode::WrongState,
     message: "the guest crashed and stands still",
@@ -171,17 +226,25 @@ fn end(how: ExitHow, detail: impl Into<Option<&'static str>>) -> Action {
 pub fn decide(phase: Phase, input: Input, policy: Policy) -> Action {
     match input {
         Input::Info => Action::Answer,
+        Input::MoveFeed => Action::Feed,
+        Input::MoveCancel | Input::MoveHeard if !policy.moving => Action::Refuse(NOT_MOVING),
+        Input::MoveCancel => Action::CancelMove,
+        Input::MoveHeard => Action::Hear,
         Input::Guest(event) => on_event(phase, event, policy),
         Input::Terminate => on_terminate(phase, policy),
+        // A guest that is bound to a caller never leaves.
         Input::CallerGone => end(ExitHow::Killed, "its caller ended"),
         Input::Deadline if phase == Phase::Stopping => {
             end(ExitHow::Killed, "it did not power off in time")
         }
         Input::Deadline => Action::Ignore,
+        Input::Stop { .. } if phase == Phase::Leaving => Action::Refuse(LEAVING),
         Input::Stop { now: true } => end(ExitHow::Killed, None),
         Input::Throttle(share) if !(1..=100).contains(&share) => Action::Refuse(BAD_SHARE),
         asked => match phase {
             Phase::Saving => Action::Refuse(BUSY),
+            Phase::Leaving => Action::Refuse(LEAVING),
+            Phase::Held => Action::Refuse(HELD),
             Phase::Stopping => while_stopping(&asked),
             Phase::Crashed => while_crashed(&asked),
             Phase::Running | Phase::Paused => normally(phase == Phase::Running, &asked, policy),
@@ -191,6 +254,11 @@ pub fn decide(phase: Phase, input: Input, policy: Policy) -> Action {
 
 fn normally(running: bool, asked: &Input, policy: Policy) -> Action {
     match *asked {
+        Input::Pause | Input::Resume | Input::Save { .. } | Input::Move if policy.moving => {
+            Action::Refuse(MOVING)
+        }
+        Input::Move if policy.bound_to_caller => Action::Refuse(BOUND),
+        Input::Move => Action::Move,
         Input::Pause if running => Action::Pause,
         Input::Resume if !running => Action::Resume,
         Input::Reset => Action::Rebuild { run: running, crashed: false },
@@ -220,7 +288,7 @@ fn while_crashed(asked: &Input) -> Action {
 fn on_event(phase: Phase, event: GuestEvent, policy: Policy) -> Action {
     match (phase, event) {
         // A guest that stands still tells nothing; what still arrives is of before.
-        (Phase::Crashed | Phase::Saving, _) => Action::Ignore,
+        (Phase::Crashed | Phase::Saving | Phase::Leaving | Phase::Held, _) => Action::Ignore,
         (_, GuestEvent::PowerOff) => end(ExitHow::PoweredOff, None),
         (Phase::Stopping, GuestEvent::Reset | GuestEvent::TripleFault { .. }) => {
             end(ExitHow::PoweredOff, "it answered the power button by a reset")
@@ -246,7 +314,8 @@ fn on_event(phase: Phase, event: GuestEvent, policy: Policy) -> Action {
 
 fn on_terminate(phase: Phase, policy: Policy) -> Action {
     match (phase, policy.on_host_stop) {
-        (Phase::Saving, _) => Action::Later,
+        (Phase::Saving | Phase::Leaving, _) => Action::Later,
+        (Phase::Held, _) => end(ExitHow::Killed, "the host asked; another host has the guest"),
         (_, OnHostStop::Kill) => end(ExitHow::Killed, "the host asked"),
         (Phase::Crashed, _) => end(ExitHow::Killed, "the host asked; it had crashed"),
         (Phase::Stopping, _) => Action::Ignore,
@@ -265,6 +334,8 @@ mod tests {
         on_host_stop: OnHostStop::Shutdown,
         writable_disk: false,
         crash_loop: false,
+        moving: false,
+        bound_to_caller: false,
     };
 
     /// A word for each action, so that the table below can be read.
@@ -287,6 +358,13 @@ mod tests {
             Action::End { how: ExitHow::Crashed, .. } => "end crashed",
             Action::End { .. } => "end other",
             Action::Later => "later",
+            Action::Move => "move",
+            Action::CancelMove => "cancel",
+            Action::Feed => "feed",
+            Action::Hear => "hear",
+            Action::Refuse(r) if [MOVING, LEAVING].contains(r) => "busy",
+            Action::Refuse(r) if *r == HELD => "held",
+            Action::Refuse(r) if *r == NOT_MOVING => "not moving",
             Action::Ignore => "-",
             Action::Refuse(r) if *r == BUSY => "busy",
             Action::Refuse(r) if *r == CRASHED => "crashed",
@@ -333,6 +411,39 @@ mod tests {
         ];
         for (input, wanted) in table {
             check(POLICY, &input, wanted);
+        }
+    }
+
+    #[test]
+    fn moves() {
+        check(POLICY, &Input::Move, ["move", "move", "crashed", "busy", "busy"]);
+        let bound = Policy { bound_to_caller: true, ..POLICY };
+        check(bound, &Input::Move, ["refuse", "refuse", "crashed", "busy", "busy"]);
+        check(POLICY, &Input::MoveCancel, ["not moving"; 5]);
+        check(POLICY, &Input::MoveFeed, ["feed"; 5]);
+        let moving = Policy { moving: true, ..POLICY };
+        for input in [Input::Pause, Input::Resume, Input::Save { keep_running: false }, Input::Move]
+        {
+            check(moving, &input, ["busy", "busy", "crashed", "busy", "busy"]);
+        }
+        check(moving, &Input::MoveCancel, ["cancel"; 5]);
+        let reset = ["rebuild+run", "rebuild", "rebuild+run", "busy", "busy"];
+        check(moving, &Input::Reset, reset);
+        #[rustfmt::skip]
+        let table: [(Input, &str, &str); 7] = [
+            // while:                        leaving  held
+            (Input::Info,                   "answer", "answer"),
+            (Input::Pause,                  "busy",   "held"),
+            (Input::Stop { now: false },    "busy",   "held"),
+            (Input::Stop { now: true },     "busy",   "end killed"),
+            (Input::Terminate,              "later",  "end killed"),
+            (Input::Guest(GuestEvent::PowerOff), "-", "-"),
+            (Input::Deadline,               "-",      "-"),
+        ];
+        for (input, leaving, held) in table {
+            let does = |phase| decide(phase, input.clone(), moving);
+            assert_eq!(word(&does(Phase::Leaving)), leaving, "{input:?}");
+            assert_eq!(word(&does(Phase::Held)), held, "{input:?}");
         }
     }
 

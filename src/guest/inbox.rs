@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
+use migrate_engine::handover::message::Message;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signalfd::SignalFd;
@@ -15,7 +16,13 @@ use vmm::eventfd::EventFd;
 use vmm::events::{EventSource, GuestEvent};
 
 use super::decide::Input;
+use super::machine::PausedMachine;
+use super::moving::arrival::Landed;
+use super::moving::departure::Over;
+use super::moving::feed::Feed;
+use super::moving::lease::Lease;
 use super::save::Done;
+use crate::api::moving::MoveStart;
 use crate::api::{Failure, GuestInfo, SaveResult, StopResult};
 
 /// A client's wish.
@@ -43,6 +50,14 @@ pub enum Command {
     },
     /// `PUT throttle`: percent.
     Throttle(u8),
+    /// `POST move`.
+    Move(Box<MoveStart>),
+    /// `POST move/cancel`.
+    CancelMove,
+    /// `GET move/events`.
+    MoveFeed,
+    /// `POST move/heard`.
+    Heard(Message),
 }
 
 impl Command {
@@ -56,6 +71,10 @@ impl Command {
             Self::Stop { deadline } => Input::Stop { now: deadline.is_zero() },
             Self::Save { keep_running, .. } => Input::Save { keep_running: *keep_running },
             Self::Throttle(share) => Input::Throttle(*share),
+            Self::Move(_) => Input::Move,
+            Self::CancelMove => Input::MoveCancel,
+            Self::MoveFeed => Input::MoveFeed,
+            Self::Heard(_) => Input::MoveHeard,
         }
     }
 }
@@ -69,6 +88,12 @@ pub enum Answer {
     Stop(StopResult),
     /// What was saved.
     Save(SaveResult),
+    /// It was done.
+    Done,
+    /// Whether a move is being cancelled; else it is too late.
+    Cancelled(bool),
+    /// What happens in a move.
+    Feed(Feed),
 }
 
 /// Where a client waits for its answer. A client that went away is not an error.
@@ -92,25 +117,31 @@ pub struct Request {
 }
 
 /// What is posted.
-enum Message<P> {
+enum Post<P: PausedMachine> {
     Request(Request),
     SaveDone(Done<P>),
+    Lease(Lease<P>),
+    MoveOver(Over<P>, Ack),
+    Landed(Landed<P>, Ack),
 }
 
+/// Tells the poster that its message was taken in.
+pub type Ack = oneshot::Sender<()>;
+
 /// Posts messages. Cloning shares the queue.
-pub struct Inbox<P> {
-    sender: Sender<Message<P>>,
+pub struct Inbox<P: PausedMachine> {
+    sender: Sender<Post<P>>,
     wake: EventFd,
 }
 
-impl<P> Clone for Inbox<P> {
+impl<P: PausedMachine> Clone for Inbox<P> {
     fn clone(&self) -> Self {
         Self { sender: self.sender.clone(), wake: self.wake.clone() }
     }
 }
 
-impl<P> Inbox<P> {
-    fn post(&self, message: Message<P>) {
+impl<P: PausedMachine> Inbox<P> {
+    fn post(&self, message: Post<P>) {
         if self.sender.send(message).is_ok() {
             self.wake.signal();
         }
@@ -119,22 +150,48 @@ impl<P> Inbox<P> {
     /// Posts a wish; the answer comes through the receiver, or an error if the guest is gone.
     pub fn request(&self, command: Command) -> oneshot::Receiver<Result<Answer, Failure>> {
         let (sender, receiver) = oneshot::channel();
-        self.post(Message::Request(Request { command, reply: Reply(sender) }));
+        self.post(Post::Request(Request { command, reply: Reply(sender) }));
         receiver
     }
 
     /// Posts the end of a save.
     pub fn save_done(&self, done: Done<P>) {
-        self.post(Message::SaveDone(done));
+        self.post(Post::SaveDone(done));
+    }
+
+    /// Posts a wish of a move that goes on; the answer comes by the wish's own way, or its end is
+    /// dropped.
+    pub fn lease(&self, lease: Lease<P>) {
+        self.post(Post::Lease(lease));
+    }
+
+    /// Posts the end of a move, and waits until the owner knows.
+    pub async fn move_over(&self, over: Over<P>) {
+        let (ack, taken) = oneshot::channel();
+        self.post(Post::MoveOver(over, ack));
+        let _ = taken.await;
+    }
+
+    /// Posts what came of an arrival, and waits until somebody has taken it.
+    pub async fn landed(&self, landed: Landed<P>) {
+        let (ack, taken) = oneshot::channel();
+        self.post(Post::Landed(landed, ack));
+        let _ = taken.await;
     }
 }
 
 /// One thing that happened.
-pub enum Event<P> {
+pub enum Event<P: PausedMachine> {
     /// A client wants something.
     Request(Request),
     /// A save ended.
     SaveDone(Done<P>),
+    /// A move wants something.
+    Lease(Lease<P>),
+    /// A move ended.
+    MoveOver(Over<P>, Ack),
+    /// An arrival ended.
+    Landed(Landed<P>, Ack),
     /// The guest did something.
     Guest(GuestEvent),
     /// SIGTERM or SIGINT.
@@ -146,8 +203,8 @@ pub enum Event<P> {
 }
 
 /// Everything that the owner waits for.
-pub struct Sources<P> {
-    receiver: Receiver<Message<P>>,
+pub struct Sources<P: PausedMachine> {
+    receiver: Receiver<Post<P>>,
     wake: EventFd,
     guest: EventSource,
     signals: Option<SignalFd>,
@@ -160,7 +217,7 @@ pub struct Sources<P> {
 ///
 /// # Errors
 /// The kernel refuses an event counter.
-pub fn sources<P>(
+pub fn sources<P: PausedMachine>(
     guest: EventSource,
     signals: Option<SignalFd>,
     caller: Option<OwnedFd>,
@@ -171,7 +228,7 @@ pub fn sources<P>(
     Ok((inbox, Sources { receiver, wake, guest, signals, caller }))
 }
 
-impl<P> Sources<P> {
+impl<P: PausedMachine> Sources<P> {
     /// The next event, the most urgent first.
     pub fn wait(&mut self, deadline: Option<Instant>) -> Event<P> {
         loop {
@@ -197,9 +254,9 @@ impl<P> Sources<P> {
         loop {
             let left = until.saturating_duration_since(Instant::now());
             match self.receiver.recv_timeout(left) {
-                Ok(Message::SaveDone(done)) => return Some(done),
+                Ok(Post::SaveDone(done)) => return Some(done),
                 // Dropping the reply tells the client that the guest is gone.
-                Ok(Message::Request(_)) => {}
+                Ok(Post::Request(_) | Post::Lease(_) | Post::MoveOver(..) | Post::Landed(..)) => {}
                 Err(_) => return None,
             }
         }
@@ -221,8 +278,28 @@ impl<P> Sources<P> {
         // Clear first, so that a message that comes now wakes again.
         self.wake.clear();
         match self.receiver.try_recv().ok()? {
-            Message::Request(request) => Some(Event::Request(request)),
-            Message::SaveDone(done) => Some(Event::SaveDone(done)),
+            Post::Request(request) => Some(Event::Request(request)),
+            Post::SaveDone(done) => Some(Event::SaveDone(done)),
+            Post::Lease(lease) => Some(Event::Lease(lease)),
+            Post::MoveOver(over, ack) => Some(Event::MoveOver(over, ack)),
+            Post::Landed(landed, ack) => Some(Event::Landed(landed, ack)),
+        }
+    }
+
+    /// The end of the move that is under way; `None` after `limit`. What the move wants
+    /// meanwhile it does not get.
+    pub fn wait_for_move(&mut self, limit: Duration) -> Option<Over<P>> {
+        let until = Instant::now() + limit;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.receiver.recv_timeout(left) {
+                Ok(Post::MoveOver(over, ack)) => {
+                    let _ = ack.send(());
+                    return Some(over);
+                }
+                Ok(_) => {}
+                Err(_) => return None,
+            }
         }
     }
 

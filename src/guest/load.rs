@@ -6,8 +6,12 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::fingerprint::{Fingerprint, compare};
+use migrate_engine::handover::gate;
+use migrate_engine::handover::journal::Ledger;
+use migrate_engine::handover::term::{Beside, Term};
+
 use super::journal::record::Record;
-use super::journal::rules;
+use super::journal::{Whose, rules};
 use super::savefile::Metadata;
 use crate::api::{ClockChoice, ErrorCode, Failure, LoadSpec};
 use crate::config::GuestDefinition;
@@ -29,22 +33,100 @@ pub struct Grant {
     pub new_generation: bool,
 }
 
-/// The right to start without a file.
-pub fn grant_start(last: Option<&Record>) -> Grant {
-    let saved_ever = last.is_some_and(|r| r.saved_ever);
-    let term = rules::term_of_start(last);
-    Grant { term, origin: None, saved_ever, new_generation: false }
+/// What a start is decided from: the last record of the guest's journal, if there is one, and what
+/// stands beside its shared disks. The caller holds the journal's lock and the disks'.
+#[derive(Clone, Copy, Debug)]
+pub struct Known<'a> {
+    /// The journal's record.
+    pub last: Option<&'a Record>,
+    /// Whose journal it is.
+    pub whose: &'a Whose,
+    /// Beside the disks.
+    pub beside: Beside,
 }
 
-/// The right to continue from a file. `last` is the record of the journal of `asked.uuid`.
+impl Known<'_> {
+    /// The first term that this host may start the guest under.
+    fn term(&self) -> Result<Term, Failure> {
+        let blank = Ledger::new(self.whose.host, self.whose.boot);
+        let ledger = self.last.map_or(&blank, |r| &r.ledger);
+        gate::start(ledger, &self.beside).map_err(|refused| self.refused(refused))
+    }
+
+    fn refused(&self, refused: gate::Refused) -> Failure {
+        let name = &self.whose.name;
+        let peer = self.last.and_then(|r| r.peer.as_deref()).unwrap_or("another host");
+        let since = self.last.map(|r| format!(" since {:.0}", r.since)).unwrap_or_default();
+        let (code, message, remedy) = match refused {
+            gate::Refused::Moved { .. } => (
+                ErrorCode::MovedAway,
+                format!("guest '{name}' was moved to {peer} ({since})", since = since.trim()),
+                format!("it runs or starts there; see: migrate history {name}"),
+            ),
+            gate::Refused::InDoubt { .. } => (
+                ErrorCode::InDoubt,
+                format!("whether guest '{name}' is here or on {peer} is not settled{since}"),
+                "it will be as soon as that host answers: start its daemon and this one".into(),
+            ),
+            gate::Refused::NeverHere { .. } => (
+                ErrorCode::MovedAway,
+                format!("guest '{name}' never ran here: its move from {peer} did not succeed"),
+                format!("it runs or starts on {peer}"),
+            ),
+            gate::Refused::Superseded { host, term } => (
+                ErrorCode::Superseded,
+                format!(
+                    "its disks say that host {host} has run guest '{name}' since, in term {term}"
+                ),
+                "start it on that host".into(),
+            ),
+        };
+        Failure::new(code, message, remedy)
+    }
+}
+
+/// The right to start without a file.
 ///
 /// # Errors
-/// `superseded`, `bad-definition` or `writable-disk`, with what to do instead.
+/// `moved-away`, `in-doubt` or `superseded`: the guest is not this host's.
+pub fn grant_start(known: &Known<'_>) -> Result<Grant, Failure> {
+    let saved_ever = known.last.is_some_and(|r| r.saved_ever);
+    let term = known.term()?.get();
+    Ok(Grant { term, origin: None, saved_ever, new_generation: false })
+}
+
+/// Whether a guest may come here from another host: only if it is not this host's.
+///
+/// # Errors
+/// `already-running` or `in-doubt`.
+pub fn may_receive(known: &Known<'_>) -> Result<(), Failure> {
+    use migrate_engine::handover::journal::Record as Step;
+    let name = &known.whose.name;
+    match known.last.and_then(|r| r.ledger.now()) {
+        None | Some(Step::Ceded(_) | Step::Moved(_) | Step::Tombstone(_)) => Ok(()),
+        Some(Step::Owner { .. } | Step::Withdrawn(_)) => Err(Failure::new(
+            ErrorCode::AlreadyRunning,
+            format!("guest '{name}' belongs to this host already, where it is stopped"),
+            "one of the two hosts must give it up: see migrate show on both",
+        )),
+        Some(Step::Offered(_) | Step::Receiving(_)) => Err(Failure::new(
+            ErrorCode::InDoubt,
+            format!("an earlier move of guest '{name}' is not settled on this host"),
+            "it will be as soon as the other host answers: start its daemon",
+        )),
+    }
+}
+
+/// The right to continue from a file. `known` is of the guest `asked.uuid`.
+///
+/// # Errors
+/// As [`grant_start`]; and `superseded`, `bad-definition` or `writable-disk`, with what to do
+/// instead.
 pub fn grant_load(
     load: &LoadSpec,
     asked: &GuestDefinition,
     file: &Metadata,
-    last: Option<&Record>,
+    known: &Known<'_>,
 ) -> Result<Grant, Failure> {
     check_same_machine(asked, &file.definition)?;
     if load.clone {
@@ -59,12 +141,14 @@ pub fn grant_load(
                 "clone only guests whose disks are all read-only",
             ));
         }
-        return Ok(Grant { new_generation: true, ..grant_start(last) });
+        return Ok(Grant { new_generation: true, ..grant_start(known)? });
     }
     if asked.uuid != file.definition.uuid {
         let why = format!("the file is of guest {}, not {}", file.definition.uuid, asked.uuid);
         return Err(Failure::new(ErrorCode::BadDefinition, why, "load it with --as NAME"));
     }
+    let lowest = known.term()?.get();
+    let last = known.last;
     let term = rules::term_of_load(last, &file.identity()).map_err(|superseded| {
         Failure::new(
             ErrorCode::Superseded,
@@ -74,6 +158,7 @@ pub fn grant_load(
     })?;
     let again = last.is_some_and(|r| r.origin == Some(file.save));
     let new_generation = again || file.kept_running;
+    let term = term.max(lowest);
     Ok(Grant { term, origin: Some(file.save), saved_ever: true, new_generation })
 }
 
@@ -149,7 +234,7 @@ pub fn account_for_pause(choice: ClockChoice, saved: Timestamp, now: Timestamp) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Cache, DiskDefinition, NetDefinition};
+    use crate::config::{Cache, DiskDefinition, NetDefinition, NetLink};
     use crate::guest::testing::definition;
     use uuid::Uuid;
 
@@ -158,10 +243,15 @@ mod tests {
         definition.disks.push(DiskDefinition {
             path: "/d".into(),
             read_only: false,
+            shared: false,
             cache: Cache::None,
             serial: "s".into(),
         });
-        definition.nets.push(NetDefinition { tap: "t".into(), mac: [2; 6], mtu: None });
+        definition.nets.push(NetDefinition {
+            link: NetLink::Tap("t".into()),
+            mac: [2; 6],
+            mtu: None,
+        });
         Metadata {
             definition,
             term: 3,
@@ -171,6 +261,54 @@ mod tests {
             host: "h1".into(),
             disks: vec![],
             kept_running: false,
+        }
+    }
+
+    fn whose() -> Whose {
+        use migrate_engine::handover::term::{BootId, HostId};
+        let (host, boot) = (HostId(1), BootId(2));
+        let (name, host_name) = ("one".into(), "h1".into());
+        Whose { uuid: Uuid::from_u128(7), name, host_name, host, boot }
+    }
+
+    fn grant_load(
+        load: &LoadSpec,
+        asked: &GuestDefinition,
+        file: &Metadata,
+        last: Option<&Record>,
+    ) -> Result<Grant, Failure> {
+        let known = Known { last, whose: &whose(), beside: Beside::NOTHING };
+        super::grant_load(load, asked, file, &known)
+    }
+
+    #[test]
+    fn a_guest_that_went_does_not_start_here() {
+        use migrate_engine::handover::journal::Record as Step;
+        use migrate_engine::handover::term::{HostId, Switch, SwitchId};
+        let whose = whose();
+        let (before, term) = (Term::new(1), Term::new(2));
+        let to = HostId(9);
+        let switch = Switch { id: SwitchId(5), before, term, from: whose.host, to };
+        let mut record = whose.blank(Timestamp::UNIX_EPOCH);
+        for (step, wanted) in [
+            (Step::Owner { term: before }, None),
+            (Step::Offered(switch), Some(ErrorCode::InDoubt)),
+            (Step::Ceded(switch), Some(ErrorCode::MovedAway)),
+            (Step::Moved(switch), Some(ErrorCode::MovedAway)),
+        ] {
+            let peer = Some("h9".to_owned());
+            record = record.after(step, whose.boot, peer, Timestamp::UNIX_EPOCH).unwrap();
+            let known = Known { last: Some(&record), whose: &whose, beside: Beside::NOTHING };
+            let refused = grant_start(&known).err();
+            assert_eq!(refused.as_ref().map(|f| f.0.code), wanted);
+            if let Some(failure) = refused {
+                assert!(failure.to_string().contains("h9"), "{failure}");
+                let same = LoadSpec { clone: false, clock: ClockChoice::Auto };
+                let file = Metadata { term: 9, ..metadata() };
+                let asked = file.definition.clone();
+                let loaded = super::grant_load(&same, &asked, &file, &known);
+                assert_eq!(code(loaded), failure.0.code, "also not from a file");
+            }
         }
     }
 
@@ -190,15 +328,10 @@ mod tests {
         assert_eq!(grant, wanted);
         // A second time from the same file is a step back in time.
         let ended = Record {
-            uuid: asked.uuid,
-            name: "one".into(),
-            term: 4,
-            host: "h1".into(),
-            boot_id: String::new(),
-            since: Timestamp::UNIX_EPOCH,
             origin,
             saved_ever: true,
-            state: crate::guest::journal::record::State::Stopped,
+            ledger: crate::guest::journal::record::owned(4),
+            ..whose().blank(Timestamp::UNIX_EPOCH)
         };
         let again = grant_load(&same, &asked, &file, Some(&ended)).unwrap();
         assert_eq!((again.term, again.new_generation), (5, true));
@@ -242,7 +375,7 @@ mod tests {
         let unseen: [fn(&mut GuestDefinition); 4] = [
             |d| d.name = "two".into(),
             |d| d.disks[0].path = "/elsewhere".into(),
-            |d| d.nets[0].tap = "u".into(),
+            |d| d.nets[0].link = NetLink::Bridge("u".into()),
             |d| d.huge_pages = true,
         ];
         for change in unseen {

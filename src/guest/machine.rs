@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io;
 use std::time::Duration;
 
+use migrate_engine::port::{DirtyLog, ReadUnits, Rehearsal, WriteUnits};
+
 use super::savefile::SaveFileError;
 use crate::api::Failure;
 
@@ -45,6 +47,11 @@ impl RamFile {
 pub trait MakeMachine: Send + 'static {
     /// What it makes.
     type Paused: PausedMachine;
+    /// An empty machine, to be filled from elsewhere.
+    type Receiver: MachineReceiver<Paused = Self::Paused>;
+
+    /// A machine without content, into which a guest can come from another host.
+    fn receiver(&mut self) -> Result<Self::Receiver, Failure>;
 
     /// A machine at its first instruction.
     fn boot(&mut self) -> Result<Self::Paused, Failure>;
@@ -58,10 +65,40 @@ pub trait MakeMachine: Send + 'static {
     ) -> Result<(Self::Paused, Duration), Failure>;
 }
 
+/// A machine whose memory comes from elsewhere, and in the end its state.
+pub trait MachineReceiver: Send + Sized + 'static {
+    /// What comes out.
+    type Paused: PausedMachine;
+    /// Its RAM in units.
+    type Ram: ReadUnits + WriteUnits + Clone + 'static;
+
+    /// Its RAM.
+    fn ram(&self) -> Self::Ram;
+
+    /// Tries `state` on a machine that is thrown away, with memory of its own.
+    fn rehearse(&mut self, state: &[u8]) -> Rehearsal;
+
+    /// The machine, standing still. Its clocks account for the time since the state was saved.
+    fn restore(self, state: &[u8]) -> Result<Self::Paused, Failure>;
+}
+
 /// A machine that stands still.
 pub trait PausedMachine: Send + Sized + 'static {
     /// The same machine, running.
     type Running: RunningMachine<Paused = Self>;
+    /// Its RAM in units.
+    type Ram: ReadUnits + Clone + 'static;
+    /// The log of what is written to its RAM.
+    type Log: DirtyLog + 'static;
+
+    /// Its RAM in units.
+    fn units(&self) -> io::Result<Self::Ram>;
+
+    /// Switches its dirty log on. One exists at a time.
+    fn start_log(&self) -> Result<Self::Log, Failure>;
+
+    /// How long its last stop took.
+    fn stop_time(&self) -> Duration;
 
     /// Lets it run. On failure it may come back as it was.
     fn resume(self) -> Result<Self::Running, (Option<Self>, Failure)>;
@@ -81,6 +118,18 @@ pub trait RunningMachine: Send + Sized + 'static {
     /// The same machine, standing still.
     type Paused: PausedMachine<Running = Self>;
 
+    /// Switches its dirty log on. One exists at a time.
+    fn start_log(&self) -> Result<<Self::Paused as PausedMachine>::Log, Failure>;
+
+    /// Its RAM in units.
+    fn units(&self) -> io::Result<<Self::Paused as PausedMachine>::Ram>;
+
+    /// Its RAM.
+    fn ram(&self) -> io::Result<RamFile>;
+
+    /// Its controls.
+    fn controls(&self) -> Box<dyn Controls>;
+
     /// Stops it: vCPUs first, then devices.
     fn pause(self) -> Self::Paused;
 }
@@ -93,4 +142,6 @@ pub trait Controls: Send {
     fn set_cpu_share(&self, percent: u8) -> io::Result<()>;
     /// Presses the power button.
     fn press_power_button(&self);
+    /// Tells the network where the guest is now. After the resume in a new place.
+    fn announce(&self) -> io::Result<()>;
 }

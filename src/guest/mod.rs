@@ -3,6 +3,7 @@
 pub mod caller;
 pub mod confine;
 pub mod decide;
+pub mod disks;
 pub mod ending;
 pub mod facts;
 pub mod fdsock;
@@ -13,6 +14,7 @@ pub mod load;
 pub mod lockfile;
 pub mod log;
 pub mod machine;
+pub mod moving;
 pub mod owner;
 pub mod peer;
 pub mod process;

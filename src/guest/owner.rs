@@ -2,23 +2,29 @@
 //! Nothing else in the process runs, stops or ends the machine.
 
 mod apply;
+mod moving;
 #[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use vmm::events::GuestEvent;
 
 use super::decide::{Action, Input, Phase, Policy, decide};
+use super::disks::{DiskSet, DiskSetError};
 use super::facts::{Facts, Now};
 use super::inbox::{Answer, Command, Event, Inbox, Reply, Request, Sources};
-use super::journal::Journal;
+use super::journal::SharedJournal;
 use super::journal::record::{Record, State as Term};
-use super::machine::{Controls, MakeMachine, PausedMachine, RamFile};
+use super::machine::{Controls, MakeMachine, PausedMachine, RamFile, RunningMachine};
+use super::moving::departure::UnderWay;
+use super::moving::feed::Feed;
 use super::save::{Done, SavedDisk};
 use crate::api::{ExitHow, Failure, GuestInfo, GuestState, StopHow, StopResult};
 
@@ -45,6 +51,12 @@ enum State<P: PausedMachine> {
         until: Instant,
     },
     Saving(SaveUnderWay),
+    /// It is with the move.
+    Leaving,
+    /// Another host has the better right; what is left of the guest waits for an operator.
+    Held {
+        _guest: Box<dyn Send>,
+    },
     /// Only while a machine changes hands, and at the end.
     Gone,
 }
@@ -64,9 +76,9 @@ struct SaveUnderWay {
 #[derive(Clone, Debug)]
 pub struct HostStopFile {
     /// Written to.
-    pub fresh: std::path::PathBuf,
+    pub fresh: PathBuf,
     /// Renamed to when complete.
-    pub path: std::path::PathBuf,
+    pub path: PathBuf,
 }
 
 /// The guest, and everything by which it is ruled.
@@ -76,8 +88,9 @@ pub struct Owner<M: MakeMachine> {
     /// `None` only while there is no machine: they keep parts of it alive.
     handles: Option<Handles>,
     facts: Facts,
-    journal: Journal,
+    journal: SharedJournal,
     disks: Arc<[SavedDisk]>,
+    disk_set: Arc<DiskSet>,
     host_stop: HostStopFile,
     sources: Sources<M::Paused>,
     inbox: Inbox<M::Paused>,
@@ -87,6 +100,16 @@ pub struct Owner<M: MakeMachine> {
     terminate_later: bool,
     restarts: VecDeque<Instant>,
     resets: u64,
+    /// Directory of the guest's marks.
+    marks: PathBuf,
+    bound_to_caller: bool,
+    moving: Option<UnderWay>,
+    /// What happened in the last move.
+    last_feed: Option<Feed>,
+    /// The thread of the last move, which has some last words.
+    mover: Option<JoinHandle<()>>,
+    /// It has not run here yet, but elsewhere or earlier: the network must hear of it.
+    arrived: bool,
 }
 
 /// What reaches a machine whatever it is doing.
@@ -101,24 +124,56 @@ impl Handles {
     }
 }
 
+/// The machine that an owner begins with.
+#[derive(Debug)]
+pub enum First<P: PausedMachine> {
+    /// It stands still.
+    Paused(P),
+    /// It runs: it came from another host.
+    Running(P::Running),
+    /// It came from another host, which has the better right all the same.
+    Held(P),
+}
+
+impl<P: PausedMachine> First<P> {
+    fn handles(&self) -> std::io::Result<Handles> {
+        match self {
+            Self::Paused(machine) | Self::Held(machine) => Handles::of(machine),
+            Self::Running(machine) => {
+                Ok(Handles { controls: machine.controls(), ram: machine.ram()? })
+            }
+        }
+    }
+}
+
 /// What an owner is made of.
 pub struct Parts<M: MakeMachine> {
-    /// The first machine, standing still.
-    pub machine: M::Paused,
+    /// The first machine.
+    pub machine: First<M::Paused>,
     /// For resets.
     pub machines: M,
     /// About the guest.
     pub facts: Facts,
     /// Held for life; its record says `Owner`.
-    pub journal: Journal,
-    /// The guest's disks.
+    pub journal: SharedJournal,
+    /// The guest's disks, as a save sees them.
     pub disks: Arc<[SavedDisk]>,
+    /// Their locks, held, and what stands beside them.
+    pub disk_set: Arc<DiskSet>,
     /// Where SIGTERM saves to.
     pub host_stop: HostStopFile,
     /// What to wait for.
     pub sources: Sources<M::Paused>,
     /// For worker threads.
     pub inbox: Inbox<M::Paused>,
+    /// Directory of the guest's marks.
+    pub marks: PathBuf,
+    /// The guest ends with the process that started it.
+    pub bound_to_caller: bool,
+    /// What happened in the move that brought it.
+    pub last_feed: Option<Feed>,
+    /// The thread of that move.
+    pub mover: Option<JoinHandle<()>>,
 }
 
 /// The end.
@@ -129,9 +184,11 @@ pub struct Ended {
     /// More, for people.
     pub detail: Option<String>,
     /// The journal, its record final.
-    pub journal: Journal,
+    pub journal: SharedJournal,
     /// Clients that wait for the guest to be gone, and what to tell them then.
     pub farewells: Vec<(Reply, Result<Answer, Failure>)>,
+    /// A move that has some last words.
+    pub mover: Option<JoinHandle<()>>,
 }
 
 /// How it will end.
@@ -149,19 +206,27 @@ impl Ending {
 }
 
 impl<M: MakeMachine> Owner<M> {
-    /// Takes over a machine that stands still.
+    /// Takes over a machine.
     ///
     /// # Errors
     /// Its memory cannot be reached.
     pub fn new(parts: Parts<M>) -> std::io::Result<Self> {
-        let handles = Some(Handles::of(&parts.machine)?);
+        let handles = Some(parts.machine.handles()?);
+        // One that runs already was announced when it was resumed.
+        let arrived =
+            parts.facts.loaded_pause_ms.is_some() && matches!(parts.machine, First::Paused(_));
         Ok(Self {
-            state: State::Paused(parts.machine),
+            state: match parts.machine {
+                First::Paused(machine) => State::Paused(machine),
+                First::Running(machine) => State::Running(machine),
+                First::Held(machine) => State::Held { _guest: Box::new(machine) },
+            },
             machines: parts.machines,
             handles,
             facts: parts.facts,
             journal: parts.journal,
             disks: parts.disks,
+            disk_set: parts.disk_set,
             host_stop: parts.host_stop,
             sources: parts.sources,
             inbox: parts.inbox,
@@ -170,15 +235,27 @@ impl<M: MakeMachine> Owner<M> {
             terminate_later: false,
             restarts: VecDeque::new(),
             resets: 0,
+            marks: parts.marks,
+            bound_to_caller: parts.bound_to_caller,
+            moving: None,
+            last_feed: parts.last_feed,
+            mover: parts.mover,
+            arrived,
         })
     }
 
-    /// Records the right to run, and lets the machine `run` for the first time.
+    /// Records the right to run, here and beside the shared disks, and lets the machine `run` for
+    /// the first time.
     ///
     /// # Errors
     /// The record cannot be written, or the machine cannot run. It never ran then.
     pub fn begin(&mut self, record: Record, run: bool) -> Result<(), Failure> {
+        let right = record.ledger.owned();
         self.journal.record(record)?;
+        if let Some(right) = right {
+            let stamped = self.disk_set.stamp_owner(right).map_err(DiskSetError::from);
+            stamped.map_err(|e| e.failure())?;
+        }
         if !run {
             return Ok(());
         }
@@ -222,7 +299,7 @@ impl<M: MakeMachine> Owner<M> {
         if let Some(event) = self.backlog.pop_front() {
             return self.handle(Input::Guest(event), None);
         }
-        if self.terminate_later && !matches!(self.state, State::Saving(_)) {
+        if self.terminate_later && !matches!(self.state, State::Saving(_) | State::Leaving) {
             self.terminate_later = false;
             return self.handle(Input::Terminate, None);
         }
@@ -233,6 +310,9 @@ impl<M: MakeMachine> Owner<M> {
         match self.sources.wait(deadline) {
             Event::Request(request) => self.handle(request.command.input(), Some(request)),
             Event::SaveDone(done) => self.save_done(done),
+            Event::Lease(lease) => self.lease(lease),
+            Event::MoveOver(over, ack) => self.move_over(over, ack),
+            Event::Landed(..) => None,
             Event::Guest(event) => {
                 tracing::info!(?event, "guest event");
                 self.handle(Input::Guest(event), None)
@@ -264,6 +344,8 @@ impl<M: MakeMachine> Owner<M> {
             State::Crashed { .. } => Some(Phase::Crashed),
             State::Stopping { .. } => Some(Phase::Stopping),
             State::Saving(_) => Some(Phase::Saving),
+            State::Leaving => Some(Phase::Leaving),
+            State::Held { .. } => Some(Phase::Held),
             State::Gone => None,
         }
     }
@@ -275,6 +357,7 @@ impl<M: MakeMachine> Owner<M> {
             State::Crashed { .. } => GuestState::Crashed,
             State::Stopping { .. } => GuestState::Stopping,
             State::Saving(_) => GuestState::Saving,
+            State::Leaving | State::Held { .. } => GuestState::Leaving,
             State::Gone => GuestState::Stopped,
         }
     }
@@ -288,12 +371,15 @@ impl<M: MakeMachine> Owner<M> {
             on_host_stop: self.facts.definition.on_host_stop,
             writable_disk: self.facts.writable_disk(),
             crash_loop: self.restarts.len() >= CRASH_LIMIT,
+            moving: self.moving.is_some(),
+            bound_to_caller: self.bound_to_caller,
         }
     }
 
     /// Gives up everything, the machine first.
     fn finish(mut self, ending: Ending) -> Ended {
         let mut farewells: Vec<_> = ending.farewell.into_iter().collect();
+        self.finish_move(ending.detail.as_deref().unwrap_or("the guest has ended"));
         self.handles = None;
         if let State::Saving(save) = std::mem::replace(&mut self.state, State::Gone) {
             save.cancel.store(true, Ordering::Relaxed);
@@ -310,6 +396,7 @@ impl<M: MakeMachine> Owner<M> {
             if ending.how == ExitHow::PoweredOff { StopHow::PoweredOff } else { StopHow::Killed };
         let stopped = || Ok(Answer::Stop(StopResult { schema: 1, how }));
         farewells.extend(self.stop_waiters.drain(..).map(|reply| (reply, stopped())));
-        Ended { how: ending.how, detail: ending.detail, journal: self.journal, farewells }
+        let (detail, journal, mover) = (ending.detail, self.journal, self.mover);
+        Ended { how: ending.how, detail, journal, farewells, mover }
     }
 }

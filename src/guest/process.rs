@@ -5,29 +5,41 @@
 //! are interpreted and threads started. Whatever fails on the way, dropping what was made so far
 //! leaves nothing behind.
 
+mod coming;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::net::UdpSocket;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use migrate_engine::handover::journal::Record as Step;
+use migrate_engine::handover::term::{BootId, HostId, Term};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use uuid::Uuid;
+
+use coming::Coming;
 use vmm::events::{EventSink, channel_pair};
 
 use super::confine::{Reach, confine};
+use super::disks::{Asked, Claim, DiskSet, DiskSetError};
 use super::facts::Facts;
 use super::fingerprint;
-use super::inbox;
-use super::journal::record::{Record, State};
-use super::journal::{self, Journal, JournalError};
-use super::load::{self, Grant};
-use super::machine::{MakeMachine, Place, Restore};
-use super::owner::{self, Ended, HostStopFile, Owner};
+use super::inbox::{self, Inbox, Sources};
+use super::journal::record::Record;
+use super::journal::{self, Journal, JournalError, SharedJournal, Whose};
+use super::load::{self, Grant, Known};
+use super::machine::{MakeMachine, PausedMachine, Place, Restore};
+use super::moving::departure::UnderWay;
+use super::moving::link;
+use super::owner::{self, Ended, First, HostStopFile, Owner};
 use super::runtime::RuntimeDir;
 use super::save::SavedDisk;
 use super::savefile::{self, SavedFile};
@@ -35,10 +47,19 @@ use super::server::{Server, Sockets, WaitConsole};
 use super::{caller, ending, log, sys};
 use crate::api::launch::{ReceivedFds, receive_launch, send_reply};
 use crate::api::{ErrorCode, Failure, GuestInfo, LaunchReply, LaunchSpec, LoadSpec};
-use crate::config::{GuestDefinition, OnHostStop};
+use crate::config::{Dirs, GuestDefinition, OnHostStop, host_id};
 
 /// Journals that no saved file knows are kept this long, as exit records are.
 const JOURNALS_KEPT: Duration = Duration::from_hours(14 * 24);
+
+/// What came open with the launch document, for the machine.
+#[derive(Debug, Default)]
+pub struct Passed {
+    /// Where console output goes as well.
+    pub console: Option<OwnedFd>,
+    /// A tap for each interface whose tap was made for this process, in their order.
+    pub taps: Vec<OwnedFd>,
+}
 
 /// Opens what a guest is made of.
 pub trait OpenMachine {
@@ -51,7 +72,7 @@ pub trait OpenMachine {
         &self,
         definition: &GuestDefinition,
         dir: &RuntimeDir,
-        console: Option<OwnedFd>,
+        passed: Passed,
         events: EventSink,
     ) -> Result<Self::Opened, Failure>;
 }
@@ -61,7 +82,10 @@ pub trait OpenedMachine {
     /// Makes its machines.
     type Machines: MakeMachine;
 
-    /// Its disks, locked, in the definition's order.
+    /// Claims its disks: with locks or without.
+    fn claim_disks(&self, asked: Asked) -> Result<DiskSet, Failure>;
+
+    /// Its disks in the definition's order, as a save sees them.
     fn disks(&mut self) -> Vec<SavedDisk>;
 
     /// Starts what needs threads (consoles). The process is confined now.
@@ -108,6 +132,7 @@ impl From<JournalError> for Failure {
                 (ErrorCode::AlreadyRunning, "stop that guest first, or load a clone: --as NAME")
             }
             JournalError::Io { .. } => (ErrorCode::File, "check the state directory's disk"),
+            JournalError::Illegal(_) => (ErrorCode::Superseded, "see: migrate show GUEST"),
             JournalError::Damaged { .. } => (
                 ErrorCode::File,
                 "restore the record from a backup, or remove the journal if no other host can \
@@ -165,11 +190,14 @@ impl Process {
     fn live(self, machine: &impl OpenMachine) -> ExitCode {
         let Self { launch, reply, signals, started } = self;
         match build(machine, &launch, signals, started) {
-            Ok((guest, answer)) => {
+            Ok((life, answer)) => {
                 // Nobody who hears it: then the guest lives all the same.
                 let _ = send_reply(&reply, &answer);
                 drop((reply, launch));
-                guest.rule()
+                match life {
+                    Life::Here(guest) => guest.rule(),
+                    Life::Coming(coming) => coming.wait(),
+                }
             }
             Err(failure) => {
                 tracing::error!(%failure, "the guest was not started");
@@ -191,13 +219,43 @@ struct Source {
 /// Everything that had to be taken or opened before confinement.
 struct Taken<T> {
     dir: RuntimeDir,
-    journal: Journal,
-    grant: Grant,
+    journal: SharedJournal,
+    right: Right,
     opened: T,
     disks: Arc<[SavedDisk]>,
+    disk_set: DiskSet,
     host_stop: HostStopFile,
     sockets: Sockets,
-    here: Here,
+}
+
+/// By what right a process has its guest.
+enum Right {
+    /// It starts it.
+    Start(Grant),
+    /// It receives it, over these sockets.
+    Receive(Vec<UdpSocket>),
+}
+
+/// What a process lives for.
+enum Life<M: MakeMachine> {
+    /// A guest that is there.
+    Here(Guest<M>),
+    /// One that is to come.
+    Coming(Coming<M>),
+}
+
+/// A confined process with all that a guest of any origin needs.
+struct Frame<M: MakeMachine> {
+    spec: LaunchSpec,
+    started: Timestamp,
+    dir: RuntimeDir,
+    journal: SharedJournal,
+    disks: Arc<[SavedDisk]>,
+    disk_set: Arc<DiskSet>,
+    host_stop: HostStopFile,
+    machines: M,
+    sources: Sources<M::Paused>,
+    inbox: Inbox<M::Paused>,
 }
 
 /// From the launch document to a guest that runs.
@@ -206,50 +264,120 @@ fn build<O: OpenMachine>(
     launch: &UnixStream,
     signals: SignalFd,
     started: Timestamp,
-) -> Result<(Guest<MachinesOf<O>>, LaunchReply), Failure> {
+) -> Result<(Life<MachinesOf<O>>, LaunchReply), Failure> {
     let (spec, fds) =
         receive_launch(launch).map_err(|e| unexpected("the launch document cannot be read", &e))?;
     check_name(&spec.definition.name)?;
     check_paths(&spec.definition)?;
     let caller = watch_caller(&spec, launch)?;
-    let ReceivedFds { console, load } = fds;
+    let ReceivedFds { console, load, taps } = fds;
     let source = open_source(spec.load.as_ref(), load)?;
     let no_counter = |e| unexpected("no event counter", &e);
     let (events, guest_events) = channel_pair().map_err(no_counter)?;
     let (inbox, sources) =
         inbox::sources(guest_events, Some(signals), caller).map_err(no_counter)?;
 
-    let taken = take(machine, &spec, source.as_ref(), console, events)?;
-    let (mut machines, wait_console) = taken.opened.start()?;
-    let (first, pause) = first_machine(&mut machines, source, taken.grant.new_generation, started)?;
-
-    let facts = Facts {
-        definition: spec.definition.clone(),
-        term: taken.grant.term,
+    let taken = take(machine, &spec, source.as_ref(), Passed { console, taps }, events)?;
+    let (machines, wait_console) = taken.opened.start()?;
+    let frame = Frame {
+        spec,
         started,
-        console: taken.dir.paths().console(),
-        loaded_pause_ms: pause.map(|p| u64::try_from(p.as_millis()).unwrap_or(u64::MAX)),
-    };
-    let parts = owner::Parts {
-        machine: first,
-        machines,
-        facts: facts.clone(),
+        dir: taken.dir,
         journal: taken.journal,
         disks: taken.disks,
+        disk_set: Arc::new(taken.disk_set),
         host_stop: taken.host_stop,
+        machines,
         sources,
-        inbox: inbox.clone(),
+        inbox,
     };
-    let mut owner =
-        Owner::new(parts).map_err(|e| unexpected("the guest's memory is out of reach", &e))?;
-    let server = Server::start(taken.sockets, inbox, wait_console)
-        .map_err(|e| unexpected("the API cannot be served", &e))?;
-    write_info(&taken.dir, &owner.info())
-        .map_err(|e| file("the guest's facts cannot be written", &e))?;
-    let record = owner_record(&spec.definition, taken.grant, taken.here);
-    owner.begin(record, !spec.start_paused)?;
-    let answer = LaunchReply::Ready(Box::new(owner.info()));
-    Ok((Guest { owner, server, dir: taken.dir, facts, spec }, answer))
+    let serve = Serve { sockets: taken.sockets, wait_console };
+    match taken.right {
+        Right::Start(grant) => frame.start(source, grant, serve),
+        Right::Receive(sockets) => frame.receive(sockets, serve),
+    }
+}
+
+/// What an API server is made of.
+struct Serve {
+    sockets: Sockets,
+    wait_console: WaitConsole,
+}
+
+impl Serve {
+    fn start<P: PausedMachine>(self, inbox: Inbox<P>) -> Result<Server, Failure> {
+        Server::start(self.sockets, inbox, self.wait_console)
+            .map_err(|e| unexpected("the API cannot be served", &e))
+    }
+}
+
+impl<M: MakeMachine> Frame<M> {
+    fn facts(&self, pause: Option<Duration>) -> Facts {
+        Facts {
+            definition: self.spec.definition.clone(),
+            term: self.journal.ledger().highest().get(),
+            started: self.started,
+            console: self.dir.paths().console(),
+            loaded_pause_ms: pause.map(|p| u64::try_from(p.as_millis()).unwrap_or(u64::MAX)),
+        }
+    }
+
+    fn marks(&self) -> PathBuf {
+        self.spec.dirs.marks(&self.spec.definition.uuid)
+    }
+
+    /// The owner of `machine`. `brought` is the move that brought it, which has ended.
+    fn owner(
+        self,
+        machine: First<M::Paused>,
+        facts: Facts,
+        brought: Option<UnderWay>,
+    ) -> Result<(Owner<M>, RuntimeDir, LaunchSpec), Failure> {
+        let marks = self.marks();
+        let (last_feed, mover) = brought.map(|b| (b.feed, b.thread)).unzip();
+        let parts = owner::Parts {
+            machine,
+            machines: self.machines,
+            facts,
+            journal: self.journal,
+            disks: self.disks,
+            disk_set: self.disk_set,
+            host_stop: self.host_stop,
+            sources: self.sources,
+            inbox: self.inbox,
+            marks,
+            bound_to_caller: self.spec.die_with_parent,
+            last_feed,
+            mover,
+        };
+        let owner =
+            Owner::new(parts).map_err(|e| unexpected("the guest's memory is out of reach", &e))?;
+        Ok((owner, self.dir, self.spec))
+    }
+
+    /// Boots or loads the guest, and lets it run.
+    fn start(
+        mut self,
+        source: Option<Source>,
+        grant: Grant,
+        serve: Serve,
+    ) -> Result<(Life<M>, LaunchReply), Failure> {
+        let (generation, now) = (grant.new_generation, self.started);
+        let (first, pause) = first_machine(&mut self.machines, source, generation, now)?;
+        let facts = Facts { term: grant.term, ..self.facts(pause) };
+        let record = owner_record(&self.journal, grant)?;
+        let (inbox, disk_set) = (self.inbox.clone(), self.disk_set.clone());
+        let run = !self.spec.start_paused;
+        let (mut owner, dir, spec) = self.owner(First::Paused(first), facts.clone(), None)?;
+        let server = serve.start(inbox)?;
+        write_info(&dir, &owner.info())
+            .map_err(|e| file("the guest's facts cannot be written", &e))?;
+        owner.begin(record, run)?;
+        // It is the guest's now: a move may begin.
+        disk_set.drop_next().map_err(|e| unexpected("the disks", &e))?;
+        let answer = LaunchReply::Ready(Box::new(owner.info()));
+        Ok((Life::Here(Guest { owner, server, dir, facts, spec }), answer))
+    }
 }
 
 /// Paths are made of the name, so it is checked here whoever checked it before.
@@ -303,7 +431,7 @@ fn take<O: OpenMachine>(
     machine: &O,
     spec: &LaunchSpec,
     source: Option<&Source>,
-    console: Option<OwnedFd>,
+    passed: Passed,
     events: EventSink,
 ) -> Result<Taken<O::Opened>, Failure> {
     let (definition, dirs) = (&spec.definition, &spec.dirs);
@@ -313,16 +441,31 @@ fn take<O: OpenMachine>(
         journal::prune(all, Timestamp::now() - JOURNALS_KEPT);
     }
     let journal = Journal::take(&journal_dir)?;
-    let grant = match source {
-        None => load::grant_start(journal.last()),
-        Some(s) => load::grant_load(&s.how, definition, &s.saved.metadata, journal.last())?,
+    let whose = whose(definition, dirs)?;
+    let mut opened = machine.open(definition, &dir, passed, events)?;
+    let claim = if spec.receive.is_some() { Claim::Receive } else { Claim::Start };
+    let disk_set = opened.claim_disks(Asked { guest: definition.uuid, claim })?;
+    let beside = match claim {
+        Claim::Start => disk_set.read_for_start(),
+        Claim::Receive => disk_set.read_beside(),
     };
-    let here = Here::look()?;
-    let mut opened = machine.open(definition, &dir, console, events)?;
+    let beside = beside.map_err(|e| DiskSetError::from(e).failure())?;
     let disks = opened.disks();
+    let known = Known { last: journal.last(), whose: &whose, beside };
+    let right = match (source, &spec.receive) {
+        (None, None) => Right::Start(load::grant_start(&known)?),
+        (Some(s), _) => {
+            Right::Start(load::grant_load(&s.how, definition, &s.saved.metadata, &known)?)
+        }
+        (None, Some(receive)) => {
+            load::may_receive(&known)?;
+            Right::Receive(link::bind(receive)?)
+        }
+    };
     if let Some(source) = source {
-        check_disks(definition, source, &disks, &here)?;
+        check_disks(definition, source, &disks, &whose.host_name)?;
     }
+    let journal = SharedJournal::new(journal, whose);
     let sockets = Sockets { api: dir.bind(&dir.paths().api())?, fd: dir.bind(&dir.paths().fd())? };
     let saves = (definition.on_host_stop == OnHostStop::Save).then(|| dirs.saves());
     ending::prepare(dirs)
@@ -332,9 +475,12 @@ fn take<O: OpenMachine>(
         fresh: dirs.saves().join(format!("{}.partial", definition.name)),
         path: dirs.saves().join(format!("{}.state", definition.name)),
     };
-    confine(&Reach::new(dirs, dir.paths(), journal_dir, saves))
+    let marks = dirs.marks(&definition.uuid);
+    fs::create_dir_all(&marks)
+        .map_err(|e| file("the instance's directories cannot be made", &e))?;
+    confine(&Reach::new(dirs, dir.paths(), (journal_dir, marks), saves))
         .map_err(|e| unexpected("the guest process cannot be confined", &e))?;
-    Ok(Taken { dir, journal, grant, opened, disks: disks.into(), host_stop, sockets, here })
+    Ok(Taken { dir, journal, right, opened, disks: disks.into(), disk_set, host_stop, sockets })
 }
 
 /// Under the disks' locks, so that nobody changes them after the look.
@@ -342,7 +488,7 @@ fn check_disks(
     definition: &GuestDefinition,
     source: &Source,
     disks: &[SavedDisk],
-    here: &Here,
+    host: &str,
 ) -> Result<(), Failure> {
     let look = |disk: &SavedDisk| {
         fingerprint::take(&disk.file).map_err(|e| {
@@ -351,7 +497,7 @@ fn check_disks(
         })
     };
     let now = disks.iter().map(look).collect::<Result<Vec<_>, _>>()?;
-    load::check_disks(definition, &source.saved.metadata, &now, &here.host)
+    load::check_disks(definition, &source.saved.metadata, &now, host)
 }
 
 /// The machine to begin with, and how far its clocks were put forward if it was loaded.
@@ -374,35 +520,32 @@ fn first_machine<M: MakeMachine>(
     Ok((machine, Some(pause)))
 }
 
-/// This boot of this host.
-struct Here {
-    host: String,
-    boot_id: String,
-}
-
-impl Here {
-    fn look() -> Result<Self, Failure> {
-        let host = nix::unistd::gethostname()
-            .map_err(|e| unexpected("the host's name cannot be read", &e))?;
-        let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")
-            .map_err(|e| unexpected("the boot id cannot be read", &e))?;
-        let host = host.to_string_lossy().into_owned();
-        Ok(Self { host, boot_id: boot_id.trim().to_owned() })
-    }
-}
-
-fn owner_record(definition: &GuestDefinition, grant: Grant, here: Here) -> Record {
-    Record {
+/// Whose journal a guest process holds: this guest's, on this host in this boot.
+fn whose(definition: &GuestDefinition, dirs: &Dirs) -> Result<Whose, Failure> {
+    let name =
+        nix::unistd::gethostname().map_err(|e| unexpected("the host's name cannot be read", &e))?;
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map_err(|e| unexpected("the boot id cannot be read", &e))?;
+    let boot = Uuid::parse_str(boot.trim())
+        .map_err(|e| unexpected("the boot id cannot be understood", &e))?;
+    Ok(Whose {
         uuid: definition.uuid,
         name: definition.name.clone(),
-        term: grant.term,
-        host: here.host,
-        boot_id: here.boot_id,
-        since: Timestamp::now(),
-        origin: grant.origin,
-        saved_ever: grant.saved_ever,
-        state: State::Owner,
-    }
+        host_name: name.to_string_lossy().into_owned(),
+        host: HostId(host_id(dirs)?.as_u128()),
+        boot: BootId(boot.as_u128()),
+    })
+}
+
+/// The record of a start: this host owns the guest, in a new term.
+fn owner_record(journal: &SharedJournal, grant: Grant) -> Result<Record, Failure> {
+    let (whose, now) = (journal.whose(), Timestamp::now());
+    let last = journal.last().unwrap_or_else(|| whose.blank(now));
+    let step = Step::Owner { term: Term::new(grant.term) };
+    let record = last.after(step, whose.boot, None, now).map_err(JournalError::from)?;
+    let Grant { origin, saved_ever, .. } = grant;
+    let name = whose.name.clone();
+    Ok(Record { name, origin, saved_ever, ..record })
 }
 
 fn write_info(dir: &RuntimeDir, info: &GuestInfo) -> io::Result<()> {
@@ -416,12 +559,18 @@ impl<M: MakeMachine> Guest<M> {
     /// Until the end. Clients that wait for it hear of it when name, identity and disks are free.
     fn rule(self) -> ExitCode {
         let Self { owner, server, dir, facts, spec } = self;
-        let Ended { how, detail, journal, farewells } = owner.run();
+        let Ended { how, detail, journal, farewells, mover } = owner.run();
         tracing::info!(?how, ?detail, "the guest ended");
+        // A switch that came to nothing leaves the guest in a later term.
+        let facts = Facts { term: journal.last().map_or(facts.term, |r| r.term()), ..facts };
         if let Err(error) = ending::leave(&spec.dirs, dir.paths(), &facts, how, detail) {
             tracing::error!(%error, "the exit record or console log could not be kept");
         }
         drop(dir);
+        // A move has some last words, and holds the journal until then.
+        if let Some(mover) = mover {
+            let _ = mover.join();
+        }
         drop(journal);
         for (reply, answer) in farewells {
             reply.send(answer);

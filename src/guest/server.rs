@@ -12,6 +12,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
+use migrate_engine::session::relay;
 use serde::Deserialize;
 use tokio::net::{UnixListener, UnixStream, unix::SocketAddr};
 use tokio::sync::{Semaphore, oneshot};
@@ -19,8 +20,11 @@ use tokio::sync::{Semaphore, oneshot};
 use super::fdsock::Descriptors;
 use super::inbox::{Answer, Command, Inbox};
 use super::machine::PausedMachine;
+use super::moving::feed::{Listener, Next};
 use super::peer;
+use crate::api::moving::{CancelAnswer, MoveStart, Words};
 use crate::api::{ErrorCode, Failure, SaveRequest, StopRequest, ThrottleRequest, WaitResult};
+use crate::config::hex;
 
 /// Clients that wait for console output at a time; each costs a thread.
 const WAITERS: usize = 8;
@@ -146,6 +150,10 @@ fn router<P: PausedMachine>(app: App<P>) -> Router {
         .route("/v1/save", post(save))
         .route("/v1/throttle", put(throttle))
         .route("/v1/wait-console", get(wait_console))
+        .route("/v1/move", post(begin_move))
+        .route("/v1/move/cancel", post(|s| simple(s, Command::CancelMove)))
+        .route("/v1/move/events", get(|s| simple(s, Command::MoveFeed)))
+        .route("/v1/move/heard", post(heard))
         .fallback(|| async {
             Rejected(Failure::new(
                 ErrorCode::Usage,
@@ -165,6 +173,9 @@ async fn ask<P: PausedMachine>(app: &App<P>, command: Command) -> Answered {
         Answer::Info(info) => Json(info).into_response(),
         Answer::Stop(result) => Json(result).into_response(),
         Answer::Save(result) => Json(result).into_response(),
+        Answer::Done => Json(serde_json::json!({ "schema": 1 })).into_response(),
+        Answer::Cancelled(accepted) => Json(CancelAnswer { schema: 1, accepted }).into_response(),
+        Answer::Feed(feed) => lines(feed.listen()),
     })
 }
 
@@ -204,6 +215,31 @@ async fn throttle<P: PausedMachine>(
     Body(request): Body<ThrottleRequest>,
 ) -> Answered {
     ask(&app, Command::Throttle(request.cpu_share_percent)).await
+}
+
+async fn begin_move<P: PausedMachine>(
+    State(app): State<App<P>>,
+    Body(start): Body<MoveStart>,
+) -> Answered {
+    ask(&app, Command::Move(Box::new(start))).await
+}
+
+async fn heard<P: PausedMachine>(State(app): State<App<P>>, Body(words): Body<Words>) -> Answered {
+    let frame = hex::decode(&words.frame).and_then(|frame| relay::decode(&frame));
+    let message = frame.ok_or_else(|| usage("that is no word of a hand-over"))?;
+    ask(&app, Command::Heard(message)).await
+}
+
+/// A response of as many lines as there will be.
+fn lines(listener: Listener) -> Response {
+    let stream = futures_util::stream::unfold(listener, |mut listener| async move {
+        match listener.next().await {
+            Next::Line(line) => Some((Ok::<_, std::convert::Infallible>(line), listener)),
+            Next::End => None,
+        }
+    });
+    let json = [(axum::http::header::CONTENT_TYPE, "application/x-ndjson")];
+    (json, axum::body::Body::from_stream(stream)).into_response()
 }
 
 /// Query of `wait-console`.

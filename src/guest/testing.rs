@@ -33,16 +33,20 @@ pub fn definition(name: &str) -> GuestDefinition {
 pub mod fake {
     use std::fs::File;
     use std::io;
+    use std::ops::Range;
     use std::os::unix::fs::FileExt;
     use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
     use std::sync::{Arc, Mutex};
     use std::time::Duration;
 
+    use migrate_engine::port::{DirtyLog, ReadUnits, Rehearsal, WriteUnits};
+    use migrate_engine::unit::{Layout, Run, UnitIndex};
     use nix::sys::memfd::{MFdFlags, memfd_create};
 
     use crate::api::{ErrorCode, Failure};
     use crate::guest::machine::{
-        Controls, Fill, MakeMachine, PausedMachine, RamFile, Restore, RunningMachine,
+        Controls, Fill, MachineReceiver, MakeMachine, PausedMachine, RamFile, Restore,
+        RunningMachine,
     };
 
     /// RAM of every fake machine.
@@ -81,14 +85,22 @@ pub mod fake {
     pub struct Fakes(pub Strings);
 
     /// A fake that stands still.
+    #[derive(Debug)]
     pub struct FakePaused(Fake);
     /// A fake that runs.
+    #[derive(Debug)]
     pub struct FakeRunning(Fake);
 
     struct Fake {
         ram: File,
         strings: Strings,
         share: Arc<AtomicU8>,
+    }
+
+    impl std::fmt::Debug for Fake {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("Fake")
+        }
     }
 
     impl Drop for Fake {
@@ -113,8 +125,82 @@ pub mod fake {
         Failure::new(ErrorCode::Unexpected, what, "none")
     }
 
+    /// RAM in units, of which a fake has none.
+    #[derive(Clone)]
+    pub struct NoRam;
+
+    impl ReadUnits for NoRam {
+        type Error = io::Error;
+        fn layout(&self) -> Layout {
+            Layout::of_bytes(4096, RAM).unwrap()
+        }
+        fn read(&self, _: UnitIndex, _: &mut [u8]) -> io::Result<()> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+        fn next_touched(&self, _: u64) -> io::Result<Option<Run>> {
+            Ok(None)
+        }
+    }
+
+    impl WriteUnits for NoRam {
+        type Error = io::Error;
+        fn layout(&self) -> Layout {
+            Layout::of_bytes(4096, RAM).unwrap()
+        }
+        fn write(&self, _: Run, _: &[u8]) -> io::Result<()> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+        fn zero(&self, _: Run) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// A log in which nothing is ever found.
+    pub struct NoLog;
+
+    impl DirtyLog for NoLog {
+        type Error = io::Error;
+        fn initially_set(&self) -> bool {
+            false
+        }
+        fn sync(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+        fn found(&self) -> u64 {
+            0
+        }
+        fn harvest(&mut self, _: Range<u64>, _: &mut dyn FnMut(u64, u64)) -> io::Result<()> {
+            Ok(())
+        }
+        fn stop(self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Nothing ever comes into a fake.
+    pub struct NoReceiver;
+
+    impl MachineReceiver for NoReceiver {
+        type Paused = FakePaused;
+        type Ram = NoRam;
+        fn ram(&self) -> NoRam {
+            NoRam
+        }
+        fn rehearse(&mut self, _: &[u8]) -> Rehearsal {
+            Rehearsal { took: Duration::ZERO, problems: vec!["a fake".into()] }
+        }
+        fn restore(self, _: &[u8]) -> Result<FakePaused, Failure> {
+            Err(failure("a fake"))
+        }
+    }
+
     impl MakeMachine for Fakes {
         type Paused = FakePaused;
+        type Receiver = NoReceiver;
+
+        fn receiver(&mut self) -> Result<NoReceiver, Failure> {
+            Ok(NoReceiver)
+        }
 
         fn boot(&mut self) -> Result<FakePaused, Failure> {
             self.0.did("boot");
@@ -143,6 +229,20 @@ pub mod fake {
 
     impl PausedMachine for FakePaused {
         type Running = FakeRunning;
+        type Ram = NoRam;
+        type Log = NoLog;
+
+        fn units(&self) -> io::Result<NoRam> {
+            Ok(NoRam)
+        }
+
+        fn start_log(&self) -> Result<NoLog, Failure> {
+            Ok(NoLog)
+        }
+
+        fn stop_time(&self) -> Duration {
+            Duration::ZERO
+        }
 
         fn resume(self) -> Result<FakeRunning, (Option<Self>, Failure)> {
             self.0.strings.did("resume");
@@ -171,6 +271,22 @@ pub mod fake {
     impl RunningMachine for FakeRunning {
         type Paused = FakePaused;
 
+        fn start_log(&self) -> Result<NoLog, Failure> {
+            Ok(NoLog)
+        }
+
+        fn units(&self) -> io::Result<NoRam> {
+            Ok(NoRam)
+        }
+
+        fn ram(&self) -> io::Result<RamFile> {
+            Ok(RamFile { file: self.0.ram.try_clone()?, bytes: RAM })
+        }
+
+        fn controls(&self) -> Box<dyn Controls> {
+            Box::new(FakeControls(self.0.share.clone(), self.0.strings.clone()))
+        }
+
         fn pause(self) -> FakePaused {
             self.0.strings.did("pause");
             if let Some(hook) = &mut *self.0.strings.on_pause.lock().unwrap() {
@@ -194,6 +310,11 @@ pub mod fake {
 
         fn press_power_button(&self) {
             self.1.did("button");
+        }
+
+        fn announce(&self) -> io::Result<()> {
+            self.1.did("announce");
+            Ok(())
         }
     }
 }

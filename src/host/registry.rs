@@ -195,6 +195,7 @@ pub fn describe(how: ExitHow) -> &'static str {
         ExitHow::PoweredOff => "powered off",
         ExitHow::Killed => "was killed",
         ExitHow::Saved => "was saved to a file",
+        ExitHow::Moved => "was moved",
         ExitHow::Crashed => "crashed",
         ExitHow::Died => "died",
     }

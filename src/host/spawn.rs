@@ -3,6 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
@@ -11,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, SystemTime};
 
-use super::exits;
+use super::{exits, taps};
 use crate::api::launch::{LaunchError, LaunchFds, receive_reply, send_launch};
 use crate::api::{ErrorCode, Failure, GuestInfo, LaunchReply, LaunchSpec};
 
@@ -31,6 +32,15 @@ pub struct Launched {
     pub child: Child,
 }
 
+/// A guest process that waits for its guest to arrive from another host.
+#[derive(Debug)]
+pub struct Receiver {
+    /// Where it listens: control, then each lane.
+    pub addresses: Vec<SocketAddr>,
+    /// Its process. Dropping this does not end it.
+    pub child: Child,
+}
+
 /// Starts a guest process for `spec`, with the saved file `load` if `spec.load` calls for one, and
 /// waits until its guest is ready. With `die_with_parent` it ends with the calling thread.
 ///
@@ -42,6 +52,36 @@ pub fn launch(
     load: Option<&File>,
     deadline: Option<Duration>,
 ) -> Result<Launched, Failure> {
+    match start_process(spec, load, deadline)? {
+        (LaunchReply::Ready(info), child) => Ok(Launched { info: *info, child }),
+        (_, child) => Err(wrong_reply(child)),
+    }
+}
+
+/// Starts a guest process that is to receive a guest, as `spec.receive` says.
+///
+/// # Errors
+/// As [`launch`].
+pub fn launch_receiver(spec: &LaunchSpec, deadline: Option<Duration>) -> Result<Receiver, Failure> {
+    match start_process(spec, None, deadline)? {
+        (LaunchReply::Receiving { addresses }, child) => Ok(Receiver { addresses, child }),
+        (_, child) => Err(wrong_reply(child)),
+    }
+}
+
+fn wrong_reply(mut child: Child) -> Failure {
+    let _ = child.kill();
+    let _ = child.wait();
+    let message = "the guest process answered something else than it was asked";
+    Failure::new(ErrorCode::Unexpected, message, "use one release of migrate for everything")
+}
+
+/// Starts the process; the answer is that of a process that lives.
+fn start_process(
+    spec: &LaunchSpec,
+    load: Option<&File>,
+    deadline: Option<Duration>,
+) -> Result<(LaunchReply, Child), Failure> {
     spec.dirs.prepare()?;
     spec.dirs.check_socket_paths(&spec.definition.name)?;
     if let Err(e) = exits::prune(&spec.dirs, SystemTime::now()) {
@@ -56,21 +96,22 @@ pub fn launch(
         )
     })?;
     let start_of_log = log.metadata().map_or(0, |m| m.len());
+    let taps = taps::make(&spec.definition, &spec.dirs)?;
     let (ours, theirs) = UnixStream::pair().map_err(|e| cannot_start(&e))?;
     let mut child = start(theirs, log).map_err(|e| cannot_start(&e))?;
 
     // A process that died early breaks the socket; why it died is told by its answer or its log.
-    let fds = LaunchFds { console: None, load: load.map(AsFd::as_fd) };
+    let fds = LaunchFds { console: None, load: load.map(AsFd::as_fd), taps: &taps };
     let reply = match send_launch(&ours, spec, fds) {
         Ok(()) | Err(LaunchError::Io(_)) => wait_for_reply(&mut child, deadline),
         Err(other) => Err(NoReply::Broken(other)),
     };
     match reply {
-        Ok(LaunchReply::Ready(info)) => Ok(Launched { info: *info, child }),
         Ok(LaunchReply::Failed(body)) => {
             let _ = child.wait();
             Err(Failure(Box::new(body)))
         }
+        Ok(reply) => Ok((reply, child)),
         Err(reply) => {
             let _ = child.kill();
             let status = child.wait();

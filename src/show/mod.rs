@@ -1,8 +1,14 @@
 //! What people read: tables, sentences, colours. Pure functions from facts to text.
 
+pub mod columns;
+pub mod demo;
 pub mod failure;
 pub mod guest;
+pub mod hosts;
 pub mod live;
+pub mod outcome;
+pub mod progress;
+pub mod report;
 pub mod style;
 pub mod table;
 pub mod units;

@@ -39,6 +39,17 @@ pub fn micros(us: u64) -> String {
     }
 }
 
+/// Milliseconds as [`micros`] says them; nonsense (negative, not a number) as zero.
+pub fn millis(ms: f64) -> String {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a cast from floats saturates, and makes zero of what is no number"
+    )]
+    let us = (ms * 1000.0).round() as u64;
+    micros(us)
+}
+
 /// A count with thousands set apart: `1,234,567`.
 pub fn count(n: u64) -> String {
     let digits = n.to_string();
@@ -75,6 +86,8 @@ mod tests {
         assert_eq!((span(7260), span(180_000)), ("2h 1m".into(), "2d 2h".into()));
         assert_eq!((micros(850), micros(12_345)), ("850 us".into(), "12.3 ms".into()));
         assert_eq!(micros(4_209_000), "4.20 s");
+        assert_eq!((millis(0.85), millis(12.345)), ("850 us".into(), "12.3 ms".into()));
+        assert_eq!((millis(-1.0), millis(f64::NAN)), ("0 us".into(), "0 us".into()));
         assert_eq!((count(0), count(999), count(1000)), ("0".into(), "999".into(), "1,000".into()));
         assert_eq!(count(1_234_567), "1,234,567");
     }

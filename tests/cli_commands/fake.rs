@@ -103,7 +103,7 @@ impl Fake {
     }
 }
 
-fn read_request(stream: &UnixStream) -> String {
+pub fn read_request(stream: &UnixStream) -> String {
     let mut reader = BufReader::new(stream);
     let mut line = String::new();
     reader.read_line(&mut line).unwrap();
@@ -125,7 +125,7 @@ fn read_request(stream: &UnixStream) -> String {
     format!("{what} {}", String::from_utf8(body).unwrap()).trim().to_owned()
 }
 
-fn say(stream: &mut UnixStream, status: u16, body: &Value) {
+pub fn say(stream: &mut UnixStream, status: u16, body: &Value) {
     let body = body.to_string();
     let head = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\n\r\n", body.len());
     // A client that has given up is no failure of the test.

@@ -1,7 +1,9 @@
 //! The commands against a stand-in for a guest process.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may fail by panicking")]
 
+mod daemon;
 mod fake;
+mod moves;
 
 use std::fs;
 use std::io::{Read, Write};

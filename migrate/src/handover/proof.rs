@@ -62,6 +62,12 @@
 //! let guest = in_doubt.keep(WithdrawnProof { switch });
 //! # }
 //! ```
+//! ```compile_fail,E0308
+//! # use migrate_engine::handover::proof::*;
+//! # fn f(in_doubt: InDoubt<String>, only_recorded: Unstamped<WithdrawnProof>) {
+//! let guest = in_doubt.keep(only_recorded);
+//! # }
+//! ```
 //! Nor running on after ceding, nor deciding twice:
 //!
 //! ```compile_fail,E0382
@@ -87,6 +93,7 @@
 use super::journal::{Mark, Record};
 use super::message::{Body, Message, SourceSays, TargetSays, ToSource, ToTarget};
 use super::term::{Switch, Term};
+use crate::port::PausedGuest;
 
 /// The durable memory of a guest process. Whoever implements it promises that `Ok` means done:
 /// a record survives power loss, a mark survives a kill, a term is acknowledged by the storage.
@@ -170,6 +177,27 @@ pub struct InDoubt<G> {
     switch: Switch,
 }
 
+/// A right that is in the journal, and not beside the disks yet.
+#[derive(Debug)]
+#[must_use]
+pub struct Unstamped<P> {
+    proof: P,
+    term: Term,
+}
+
+impl<P> Unstamped<P> {
+    /// Writes its term beside the disks.
+    ///
+    /// # Errors
+    /// As the disks say; try again, nothing else is safe then.
+    pub fn stamp<D: Durable>(self, disk: &mut D) -> Result<P, (Self, D::Error)> {
+        match disk.stamp(self.term) {
+            Ok(()) => Ok(self.proof),
+            Err(error) => Err((self, error)),
+        }
+    }
+}
+
 /// The switch is withdrawn: durable in the journal, its term beside the disks.
 #[derive(Debug)]
 #[must_use]
@@ -181,12 +209,14 @@ impl WithdrawnProof {
     /// Decides to keep the guest: journal first, then the disks.
     ///
     /// # Errors
-    /// As the journal or the disks say; try again, nothing else is safe then.
-    pub fn record<D: Durable, G>(disk: &mut D, doubt: &InDoubt<G>) -> Result<Self, D::Error> {
+    /// As the journal says; try again, nothing else is safe then.
+    pub fn record<D: Durable, G>(
+        disk: &mut D,
+        doubt: &InDoubt<G>,
+    ) -> Result<Unstamped<Self>, D::Error> {
         let switch = doubt.switch;
         disk.record(Record::Withdrawn(switch))?;
-        disk.stamp(switch.term)?;
-        Ok(Self { switch })
+        Ok(Unstamped { proof: Self { switch }, term: switch.term })
     }
 }
 
@@ -260,7 +290,7 @@ pub enum NotBack<E> {
     /// A return needs a term above the offered one.
     #[error("a returning guest needs a term above the offered one")]
     OldTerm,
-    /// Journal or disks.
+    /// The journal.
     #[error("{0}")]
     Failed(E),
 }
@@ -276,7 +306,7 @@ impl NeverRanProof {
         frozen: &Frozen<G>,
         heard: &Message,
         term: Term,
-    ) -> Result<Self, NotBack<D::Error>> {
+    ) -> Result<Unstamped<Self>, NotBack<D::Error>> {
         let switch = frozen.proof.switch;
         let body = Body::ToSource(ToSource::Says(TargetSays::NeverRan, None));
         if *heard != (Message { switch, body }) {
@@ -286,8 +316,7 @@ impl NeverRanProof {
             return Err(NotBack::OldTerm);
         }
         disk.record(Record::Owner { term }).map_err(NotBack::Failed)?;
-        disk.stamp(term).map_err(NotBack::Failed)?;
-        Ok(Self { switch })
+        Ok(Unstamped { proof: Self { switch }, term })
     }
 }
 
@@ -317,11 +346,17 @@ impl<G> Frozen<G> {
     }
 }
 
-/// A guest that can only be dropped.
+/// A guest that can only be ended.
 #[derive(Debug)]
 pub struct Retired<G> {
-    #[expect(dead_code, reason = "held until it is dropped")]
     guest: G,
+}
+
+impl<G: PausedGuest> Retired<G> {
+    /// Ends it, and frees its memory.
+    pub fn end(self) {
+        self.guest.retire();
+    }
 }
 
 #[cfg(test)]
@@ -374,6 +409,7 @@ mod tests {
         let mut disk = Disk::default();
         let doubt = doubt(&mut disk, 1);
         let proof = WithdrawnProof::record(&mut disk, &doubt).unwrap();
+        let proof = proof.stamp(&mut disk).unwrap();
         assert_eq!(doubt.keep(proof).unwrap(), "guest");
         assert_eq!(disk.done, ["Offered", "Withdrawn", "stamp 2"]);
     }
@@ -387,7 +423,10 @@ mod tests {
                 continue;
             };
             let doubt = Stopped::new((), offer).doubt(false).0;
-            assert!(WithdrawnProof::record(&mut disk, &doubt).is_err());
+            match WithdrawnProof::record(&mut disk, &doubt) {
+                Ok(unstamped) => assert!(unstamped.stamp(&mut disk).is_err()),
+                Err(_) => assert_eq!(fails_at, 1),
+            }
         }
         let mut disk = Disk { done: vec![], fails_at: Some(1) };
         let doubt = doubt(&mut disk, 1);
@@ -399,6 +438,7 @@ mod tests {
         let mut disk = Disk::default();
         let (one, other) = (doubt(&mut disk, 1), doubt(&mut disk, 2));
         let proof = WithdrawnProof::record(&mut disk, &one).unwrap();
+        let proof = proof.stamp(&mut disk).unwrap();
         assert!(other.keep(proof).is_err());
     }
 
@@ -417,6 +457,7 @@ mod tests {
             assert!(NeverRanProof::record(&mut disk, &frozen, &heard, term).is_err());
         }
         let proof = NeverRanProof::record(&mut disk, &frozen, &never, new).unwrap();
+        let proof = proof.stamp(&mut disk).unwrap();
         assert_eq!(frozen.come_back(proof).unwrap(), "guest");
         assert_eq!(disk.done, ["Offered", "mark", "Owner", "stamp 3"]);
     }

@@ -58,10 +58,6 @@ id! {
     SwitchId
 }
 id! {
-    /// One move as its user sees it; a stalled move may make several offers.
-    AttemptId
-}
-id! {
     /// A host, for life.
     HostId
 }

@@ -1,4 +1,4 @@
-//! What the engine needs of a guest, its memory, its journal and an arbiter. Traits only; they are
+//! What the engine needs of a guest, its memory, its rights and an arbiter. Traits only; they are
 //! implemented next to the machine, and by the simulation.
 //!
 //! No method has a default body: whoever implements one has thought about it. Methods that wait
@@ -11,8 +11,10 @@ use std::future::Future;
 use std::ops::Range;
 use std::time::Duration;
 
+use crate::handover::proof::Durable;
+use crate::handover::term::{Beside, HostId, Term};
 use crate::unit::{Layout, Run, UnitIndex};
-use crate::wire::{GuestId, HostId, Term};
+use crate::wire::GuestId;
 
 /// Memory of a guest, read while the guest may be writing to it.
 ///
@@ -79,8 +81,22 @@ pub trait DirtyLog: Send {
     fn stop(self) -> Result<(), Self::Error>;
 }
 
+/// Why a guest could not be stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum NotPaused<G, E> {
+    /// It ended by itself just before: there is nothing to give back.
+    #[error("the guest has ended")]
+    Ended,
+    /// It runs on, and is given back.
+    #[error("the guest could not be stopped: {1}")]
+    Failed(G, E),
+}
+
 /// A guest that runs. Whoever holds it, and nobody else, can stop it.
-pub trait RunningGuest: Sized + Send {
+///
+/// A guest that its user paused counts as one that runs: [`pause`](Self::pause) keeps it as it
+/// is, and [`resume`](PausedGuest::resume) gives it back as it was.
+pub trait RunningGuest: Sized + Send + 'static {
     /// The same guest, standing still.
     type Paused: PausedGuest<Running = Self>;
     /// Its memory.
@@ -100,12 +116,12 @@ pub trait RunningGuest: Sized + Send {
     /// moment, no longer than the state takes to be read.
     fn rehearsal_state(&mut self) -> Result<Vec<u8>, Self::Error>;
 
-    /// Stops its CPUs and drains its devices.
-    fn pause(self) -> Self::Paused;
+    /// Stops its CPUs and drains its devices. Blocks until that is done.
+    fn pause(self) -> Result<Self::Paused, NotPaused<Self, Self::Error>>;
 }
 
 /// A guest that stands still and belongs to this process.
-pub trait PausedGuest: Sized + Send {
+pub trait PausedGuest: Sized + Send + 'static {
     /// The same guest, running.
     type Running: RunningGuest<Paused = Self>;
     /// Why something failed.
@@ -114,7 +130,8 @@ pub trait PausedGuest: Sized + Send {
     /// Saves its state. This can write guest memory: harvest after it.
     fn save(&mut self) -> Result<Vec<u8>, Self::Error>;
 
-    /// Runs it. If that fails it still stands, and is given back.
+    /// Runs it, or leaves it as its user had paused it. If that fails it still stands, and is
+    /// given back. Returns when its CPUs run.
     fn resume(self) -> Result<Self::Running, (Self, Self::Error)>;
 
     /// How long stopping it took.
@@ -134,7 +151,7 @@ pub struct Rehearsal {
 }
 
 /// A place where a guest can come into being: memory to fill, and a state to restore in the end.
-pub trait Receiver: Sized + Send {
+pub trait Receiver: Sized + Send + 'static {
     /// Its memory.
     type Ram: WriteUnits + ReadUnits + Clone + 'static;
     /// The guest that comes out.
@@ -152,18 +169,37 @@ pub trait Receiver: Sized + Send {
     fn restore(self, state: &[u8]) -> Result<Self::Paused, Self::Error>;
 }
 
-/// A durable record of who owns a guest. Exists once per guest and host, under a lock.
-pub trait Journal: Send {
-    /// What is recorded.
-    type Record: Send;
-    /// Why it failed. The record may be there all the same, or not.
-    type Error: std::error::Error + Send + Sync + 'static;
+/// What became of taking a lock of every disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lock {
+    /// It is held on every disk, and beside them stands this; [`Beside::NOTHING`] without shared
+    /// disks.
+    Taken(Beside),
+    /// Somebody else holds it on at least one; none is kept.
+    Busy,
+}
 
-    /// Records; returns when a power loss could not undo it.
-    fn record(
-        &mut self,
-        record: Self::Record,
-    ) -> impl Future<Output = Result<(), Self::Error>> + Send;
+/// Everything through which a guest process holds its right to a guest: journal and marks (see
+/// [`Durable`]), and the locks and terms of its shared disks. Every method blocks; a guest without
+/// shared disks has nothing to do in those of this trait.
+pub trait Rights: Durable<Error: std::error::Error + Send + Sync> + Send + 'static {
+    /// Reads what stands beside the disks. The source asks, which holds OWNER.
+    fn beside(&mut self) -> Result<Beside, Self::Error>;
+
+    /// Writes the offered term beside every disk.
+    fn stamp_offer(&mut self, term: Term) -> Result<(), Self::Error>;
+
+    /// Takes OWNER of every disk, or of none. Taking what is held succeeds.
+    fn take_owner(&mut self) -> Result<Lock, Self::Error>;
+
+    /// Lets OWNER go. What is not held stays so.
+    fn drop_owner(&mut self);
+
+    /// Takes NEXT of every disk, or of none. Taking what is held succeeds.
+    fn take_next(&mut self) -> Result<Lock, Self::Error>;
+
+    /// Lets NEXT go. What is not held stays so.
+    fn drop_next(&mut self);
 }
 
 /// Who owns a guest, as the arbiter knows it.

@@ -17,7 +17,7 @@ pub(super) const NAMED: usize = 32;
 /// The first units whose digests differ, in order.
 pub(super) async fn differing<T: Talk, R: ReadUnits, L: DirtyLog>(
     talk: &mut T,
-    source: &Source<R, L>,
+    source: &mut Source<R, L>,
     cancel: &Cancel,
 ) -> Result<Vec<UnitIndex>, PrecopyError> {
     let mut units = Vec::new();
@@ -41,7 +41,7 @@ pub(super) async fn differing<T: Talk, R: ReadUnits, L: DirtyLog>(
 /// The parts of `run` whose sums differ.
 async fn unequal<T: Talk, R: ReadUnits, L: DirtyLog>(
     talk: &mut T,
-    source: &Source<R, L>,
+    source: &mut Source<R, L>,
     run: Run,
     cancel: &Cancel,
 ) -> Result<Vec<Run>, PrecopyError> {

@@ -217,7 +217,7 @@ impl<R: ReadUnits + 'static, L: DirtyLog + 'static> Precopy<R, L> {
                 (Decision::KeepCopying, _) | (Decision::Stalled, OnStall::Wait) => {}
             }
             if report.dirty_after == 0 {
-                self.idle().await?;
+                idle(&self.cancel.clone()).await?;
             }
         }
     }
@@ -240,13 +240,6 @@ impl<R: ReadUnits + 'static, L: DirtyLog + 'static> Precopy<R, L> {
         match round.await {
             Err(PrecopyError::Cancelled) => Err(PrecopyError::TimeUp(timeout)),
             ended => ended,
-        }
-    }
-
-    async fn idle(&self) -> Result<(), PrecopyError> {
-        tokio::select! {
-            () = self.cancel.cancelled() => Err(PrecopyError::Cancelled),
-            () = tokio::time::sleep(IDLE) => Ok(()),
         }
     }
 
@@ -428,6 +421,14 @@ fn samples_of(samples: &[Sample], sent: u64, took: Duration) -> Vec<Sample> {
 fn per_second(bytes: u64, time: Duration) -> u64 {
     let nanos = time.as_nanos().max(1);
     u64::try_from(u128::from(bytes) * 1_000_000_000 / nanos).unwrap_or(u64::MAX)
+}
+
+/// Leaves the processor to others for a moment.
+async fn idle(cancel: &Cancel) -> Result<(), PrecopyError> {
+    tokio::select! {
+        () = cancel.cancelled() => Err(PrecopyError::Cancelled),
+        () = tokio::time::sleep(IDLE) => Ok(()),
+    }
 }
 
 /// Says `message`, unless somebody says stop first.

@@ -79,7 +79,7 @@ pub(super) struct Place<W> {
     /// The first round that is not acknowledged.
     pub(super) open: AtomicU64,
     /// Bytes of memory written.
-    pub(super) written: AtomicU64,
+    pub(super) written: Arc<AtomicU64>,
 }
 
 /// What the thread of a lane tells.
@@ -168,7 +168,7 @@ impl<W: WriteUnits> Lane<W> {
     fn check_round(&mut self, found: u32) -> Result<(), LaneError> {
         let open = self.place.open.load(Ordering::Acquire);
         let fine = match (self.round, self.ended) {
-            (Some(round), _) => round == found,
+            (Some(round), _) => round == found && u64::from(found) >= open,
             (None, Some(ended)) => u64::from(found) == open && Some(found) == ended.checked_add(1),
             (None, None) => u64::from(found) >= open,
         };

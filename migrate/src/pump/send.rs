@@ -181,6 +181,11 @@ impl Lanes {
     pub fn handle(&self) -> &LinkHandle {
         &self.handle
     }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.senders.len()
+    }
 }
 
 /// How fast a round went for a while: bytes of guest memory, and how long they took.

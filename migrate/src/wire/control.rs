@@ -6,10 +6,11 @@
 use super::bounded::{Blob, List, Text};
 use super::bytes::{Reader, crc32, limited};
 use super::field::Field;
-use super::ids::{AttemptId, GuestId, MoveId, SwitchId};
-use super::switch::{Question, SourceSays, Switch, TargetSays};
+use super::ids::{AttemptId, GuestId, MoveId};
 use super::{Version, WireError};
 use crate::codec::Digest;
+use crate::handover::message::{SourceSays, TargetSays};
+use crate::handover::term::{QuestionId, Switch, SwitchId};
 use crate::unit::{self, Run, UnitError};
 
 /// Bytes before the body.
@@ -30,6 +31,8 @@ pub const MAX_LANES: u8 = 64;
 pub const MAX_PROBLEMS: usize = 64;
 /// Most digests in an answer.
 pub const MAX_DIGESTS: usize = 1024;
+/// Most steps of a blackout.
+pub const MAX_STEPS: usize = 16;
 /// Most bytes of the body of a message without a state.
 const MAX_BODY: usize = 128 << 10;
 
@@ -308,7 +311,7 @@ messages! {
         /// The switch.
         switch: Switch,
         /// To be repeated in the answer.
-        question: Question,
+        question: QuestionId,
     }
     /// T's side → S's: where do you stand?
     14 Ask {
@@ -321,8 +324,8 @@ messages! {
         switch: Switch,
         /// The word.
         says: TargetSays,
-        /// The question it answers; 0 for none.
-        question: Question,
+        /// The question it answers.
+        question: Option<QuestionId>,
         /// The cause, for people. May be empty.
         text: Note,
     }
@@ -370,6 +373,14 @@ messages! {
         span: Span,
         /// Sums of its parts.
         sums: List<Digest, MAX_DIGESTS>,
+    }
+    /// T → S, when the guest runs there: figures for the report.
+    23 Started {
+        /// The switch.
+        switch: SwitchId,
+        /// When each step was done, in microseconds since the last piece was heard, in the order
+        /// of the session's list of steps.
+        steps: List<u64, MAX_STEPS>,
     }
 }
 

@@ -3,7 +3,7 @@
 use super::WireError;
 use super::bounded::{Blob, List, Text};
 use super::bytes::{Reader, limited};
-use super::ids::{AttemptId, GuestId, HostId, MoveId, SwitchId, Term};
+use super::ids::{AttemptId, GuestId, MoveId};
 use crate::codec::Digest;
 
 /// A value with a place in a body. Takes at least one byte there, so that a list never has more
@@ -65,17 +65,7 @@ macro_rules! ids {
         }
     )*};
 }
-ids!(GuestId, MoveId, AttemptId, SwitchId, HostId);
-
-impl Field for Term {
-    fn put(&self, out: &mut Vec<u8>) {
-        self.0.put(out);
-    }
-
-    fn take(from: &mut Reader<'_>, what: &'static str) -> Result<Self, WireError> {
-        from.u64(what).map(Self)
-    }
-}
+ids!(GuestId, MoveId, AttemptId);
 
 impl Field for Digest {
     fn put(&self, out: &mut Vec<u8>) {

@@ -1,4 +1,4 @@
-//! Names of things that outlive a message.
+//! Names of things that outlive a message. Those of a switch are the hand-over's.
 
 /// Defines an id of 16 bytes, printed like a UUID.
 macro_rules! id {
@@ -38,23 +38,4 @@ id! {
 id! {
     /// One attempt of a move. Streams, certificates and receivers belong to an attempt.
     AttemptId
-}
-id! {
-    /// One try to hand the guest over. A withdrawn switch is followed by one with another id.
-    SwitchId
-}
-
-id! {
-    /// A host, for life.
-    HostId
-}
-
-/// Grows with every durable offer of a guest. At most one owner exists in a term.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Term(pub u64);
-
-impl std::fmt::Display for Term {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
-    }
 }

@@ -80,7 +80,7 @@ pub mod switch;
 pub use bounded::{Blob, List, Text, TooLong};
 pub use control::{ControlHeader, Message};
 pub use data::{DataFrame, DataHeader};
-pub use ids::{AttemptId, GuestId, HostId, MoveId, SwitchId, Term};
+pub use ids::{AttemptId, GuestId, MoveId};
 
 /// A version of the protocol that this program speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

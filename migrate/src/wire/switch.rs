@@ -6,26 +6,49 @@
 //! | [`Switch`] | id (16), term before (8), term (8), host of the source (16), of the target (16) |
 //! | [`SourceSays`] | number (1) |
 //! | [`TargetSays`] | number (1); `Refuses`: reason (1); `Ran`: 1 if durable, else 0 (1) |
-//! | [`Question`] | 16, all zero for none |
+//! | [`QuestionId`] | 16, all zero for none |
 
 use super::WireError;
 use super::bytes::Reader;
 use super::field::Field;
-use super::ids::{HostId, SwitchId, Term};
+use crate::handover::message::{Refusal, SourceSays, TargetSays};
+use crate::handover::term::{HostId, QuestionId, Switch, SwitchId, Term};
 
-/// What both sides know of one switch. It never changes while the switch lasts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Switch {
-    /// Its name.
-    pub id: SwitchId,
-    /// The source's term before it.
-    pub before: Term,
-    /// The offered term.
-    pub term: Term,
-    /// Host of the source.
-    pub from: HostId,
-    /// Host of the target.
-    pub to: HostId,
+macro_rules! ids {
+    ($($type:ident),*) => {$(
+        impl Field for $type {
+            fn put(&self, out: &mut Vec<u8>) {
+                out.extend_from_slice(&self.0.to_be_bytes());
+            }
+
+            fn take(from: &mut Reader<'_>, what: &'static str) -> Result<Self, WireError> {
+                from.array(what).map(|bytes| Self(u128::from_be_bytes(bytes)))
+            }
+        }
+    )*};
+}
+ids!(SwitchId, HostId, QuestionId);
+
+impl Field for Term {
+    fn put(&self, out: &mut Vec<u8>) {
+        self.get().put(out);
+    }
+
+    fn take(from: &mut Reader<'_>, what: &'static str) -> Result<Self, WireError> {
+        from.u64(what).map(Self::new)
+    }
+}
+
+/// 0 stands for none: a daemon draws its questions at random.
+impl Field for Option<QuestionId> {
+    fn put(&self, out: &mut Vec<u8>) {
+        self.unwrap_or(QuestionId(0)).put(out);
+    }
+
+    fn take(from: &mut Reader<'_>, what: &'static str) -> Result<Self, WireError> {
+        let question = QuestionId::take(from, what)?;
+        Ok((question != QuestionId(0)).then_some(question))
+    }
 }
 
 impl Field for Switch {
@@ -48,27 +71,15 @@ impl Field for Switch {
     }
 }
 
-/// Defines an enum that stands as one byte.
+/// A table of an enum whose values stand as one byte.
 macro_rules! byte_enum {
-    (
-        $(#[$doc:meta])*
-        $name:ident, $what:literal { $( $(#[$entry_doc:meta])* $number:literal $entry:ident, )* }
-    ) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        #[repr(u8)]
-        pub enum $name {
-            $( $(#[$entry_doc])* $entry = $number, )*
-        }
-
-        impl $name {
-            /// All of them.
-            pub const ALL: &[Self] = &[$(Self::$entry),*];
-        }
+    ($name:ident, $all:ident, $what:literal { $( $number:literal $entry:ident, )* }) => {
+        #[cfg(test)]
+        pub(super) const $all: &[$name] = &[$($name::$entry),*];
 
         impl Field for $name {
             fn put(&self, out: &mut Vec<u8>) {
-                out.push(*self as u8);
+                out.push(match self { $( Self::$entry => $number, )* });
             }
 
             fn take(from: &mut Reader<'_>, what: &'static str) -> Result<Self, WireError> {
@@ -82,63 +93,24 @@ macro_rules! byte_enum {
 }
 
 byte_enum! {
-    /// Where the source's side stands.
-    SourceSays, "a word of the source" {
-        /// Wait.
+    SourceSays, SOURCE_WORDS, "a word of the source" {
         0 Undecided,
-        /// The commit: the guest is the target's.
         1 Ceded,
-        /// The source keeps the guest; durable.
         2 Withdrawn,
-        /// The source's host rebooted and knows only that it offered.
         3 OnlyOffered,
     }
 }
 
 byte_enum! {
-    /// Why the target does not take part.
-    Refusal, "a reason of a refusal" {
-        /// It knows this or a later term.
+    Refusal, REFUSALS, "a reason of a refusal" {
         0 OldTerm,
-        /// The offer is for another host, or out of all bounds.
         1 Malformed,
-        /// Somebody else holds the NEXT lock of a disk.
         2 DiskTaken,
-        /// Another host's term beside a disk is not older than the offer.
         3 DiskNewer,
-        /// The rehearsal found the guest incompatible.
         4 Incompatible,
-        /// Its journal cannot be written.
         5 Journal,
-        /// It does not wait for an offer.
         6 NotWaiting,
     }
-}
-
-/// Where the target's side stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TargetSays {
-    /// Its `Receiving` is durable.
-    Ready,
-    /// Does not take part, and recorded nothing.
-    Refuses(Refusal),
-    /// Not prepared yet, but may become so.
-    NotYet,
-    /// Restored and verified.
-    Prepared,
-    /// Alive, not prepared, and all streams of the switch have ended.
-    NotPrepared,
-    /// Runs, or ran, the guest.
-    Ran {
-        /// Its ownership is durable.
-        durable: bool,
-    },
-    /// Will never run this switch; durable.
-    NeverRan,
-    /// This host never recorded the switch.
-    NeverRecorded,
-    /// Its host rebooted: the memory is gone, and whether it ran is not known.
-    LostMemory,
 }
 
 impl Field for TargetSays {
@@ -175,19 +147,5 @@ impl Field for TargetSays {
                 return Err(WireError::Unknown { what, found: found.into() });
             }
         })
-    }
-}
-
-/// Names a question of a daemon, so that an answer from before it does not count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Question(pub u128);
-
-impl Field for Question {
-    fn put(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.0.to_be_bytes());
-    }
-
-    fn take(from: &mut Reader<'_>, what: &'static str) -> Result<Self, WireError> {
-        from.array(what).map(|bytes| Self(u128::from_be_bytes(bytes)))
     }
 }

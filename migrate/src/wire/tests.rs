@@ -5,11 +5,13 @@ use super::control::{Note, RefuseCode, Region, RegionKind, Span, max_body};
 use super::data::{DATA_HEADER, FrameError, MAX_DATA_BODY, MAX_ZERO_RUNS, Place, RawRun, Units};
 use super::data::{UnpackError, put_round_end, put_units, put_zeros};
 use super::hello::{Hello, HelloText, OPENING_HEADER, OpeningHeader, Reply};
-use super::switch::{Question, Refusal, SourceSays, Switch, TargetSays};
+use super::switch::{REFUSALS, SOURCE_WORDS};
 use super::*;
 use crate::codec::batch::MAX_BATCH_BYTES;
 use crate::codec::block::Codec;
 use crate::codec::{Batch, Digest};
+use crate::handover::message::{Refusal, SourceSays, TargetSays};
+use crate::handover::term::{HostId, QuestionId, Switch, SwitchId, Term};
 use crate::unit::Layout;
 
 const V1: Version = Version::V1;
@@ -46,8 +48,9 @@ fn id(n: u8) -> [u8; 16] {
 }
 
 fn switch() -> Switch {
-    let (from, to) = (HostId(id(5)), HostId(id(6)));
-    Switch { id: SwitchId(id(4)), before: Term(11), term: Term(12), from, to }
+    let number = |n| u128::from_be_bytes(id(n));
+    let (from, to) = (HostId(number(5)), HostId(number(6)));
+    Switch { id: SwitchId(number(4)), before: Term::new(11), term: Term::new(12), from, to }
 }
 
 /// One message of each kind, those of the golden file.
@@ -96,12 +99,12 @@ fn examples() -> Vec<Message> {
         Message::OfferSwitch { switch },
         Message::LastPiece { switch, paused: true, state: blob(&[9, 8]) },
         Message::FromSource { switch, says: SourceSays::Withdrawn },
-        Message::Probe { switch, question: Question(0x0102) },
+        Message::Probe { switch, question: QuestionId(0x0102) },
         Message::Ask { switch },
         Message::FromTarget {
             switch,
             says: TargetSays::Refuses(Refusal::DiskTaken),
-            question: Question(0),
+            question: None,
             text: note("disk vda is locked by host3"),
         },
         Message::Restored {
@@ -115,6 +118,7 @@ fn examples() -> Vec<Message> {
         Message::Pong { nonce },
         Message::AskSums { span, parts: 16 },
         Message::AnswerSums { span, sums: vec![Digest(1), digest].try_into().unwrap() },
+        Message::Started { switch: switch.id, steps: vec![5100, 1 << 40].try_into().unwrap() },
     ]
 }
 
@@ -455,16 +459,16 @@ fn every_word_of_a_switch_arrives() {
         TargetSays::NeverRecorded,
         TargetSays::LostMemory,
     ];
-    let refusals = Refusal::ALL.iter().map(|r| TargetSays::Refuses(*r));
+    let refusals = REFUSALS.iter().map(|r| TargetSays::Refuses(*r));
     let switch = switch();
-    let question = Question(u128::MAX);
+    let question = Some(QuestionId(u128::MAX));
     let messages = target.into_iter().chain(refusals).map(|says| Message::FromTarget {
         switch,
         says,
         question,
         text: Note::default(),
     });
-    let source = SourceSays::ALL.iter().map(|says| Message::FromSource { switch, says: *says });
+    let source = SOURCE_WORDS.iter().map(|says| Message::FromSource { switch, says: *says });
     let mut seen = Vec::new();
     for message in messages.chain(source) {
         let bytes = message.encode(V1);

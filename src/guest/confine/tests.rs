@@ -24,13 +24,14 @@ fn confined_child() {
     let dirs = dirs(root);
     let paths = dirs.guest("one");
     let journal = dirs.journal(&uuid::Uuid::nil());
-    for dir in [paths.dir(), &journal, &dirs.exits(), &dirs.guests().join("two")] {
+    let marks = dirs.marks(&uuid::Uuid::nil());
+    for dir in [paths.dir(), &journal, &marks, &dirs.exits(), &dirs.guests().join("two")] {
         fs::create_dir_all(dir).unwrap();
     }
     fs::write(root.join("secret"), "s").unwrap();
     fs::write(dirs.exits().join("other"), "o").unwrap();
     let held = File::open(root.join("secret")).unwrap();
-    confine(&Reach::new(&dirs, &paths, journal.clone(), None)).unwrap();
+    confine(&Reach::new(&dirs, &paths, (journal.clone(), marks.clone()), None)).unwrap();
     let mut can = Vec::new();
     let mut try_it = |what: &str, worked: bool| {
         if worked {
@@ -39,6 +40,7 @@ fn confined_child() {
     };
     try_it("write its own directory", fs::write(paths.dir().join("f"), "x").is_ok());
     try_it("write its journal", fs::write(journal.join("record"), "x").is_ok());
+    try_it("set a mark", fs::write(marks.join("m"), "x").is_ok());
     try_it("leave an exit record", fs::write(dirs.exits().join("mine"), "x").is_ok());
     try_it("start a thread", std::thread::Builder::new().spawn(|| ()).is_ok());
     try_it("use what it holds", held.metadata().is_ok());

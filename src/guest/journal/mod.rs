@@ -12,8 +12,13 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use jiff::Timestamp;
+use migrate_engine::handover::journal::{self as handover, Ledger};
+use migrate_engine::handover::term::{BootId, HostId};
 use record::{Record, RecordError, State};
+use uuid::Uuid;
 
 use super::lockfile::LockFile;
 
@@ -50,6 +55,43 @@ pub enum JournalError {
         /// What is wrong with it.
         source: RecordError,
     },
+    /// A step that cannot follow what is written.
+    #[error("the guest's journal does not allow it: {0}")]
+    Illegal(#[from] handover::Illegal),
+}
+
+/// Whose journal it is, for its first record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Whose {
+    /// The guest.
+    pub uuid: Uuid,
+    /// Its name.
+    pub name: String,
+    /// This host, as people call it.
+    pub host_name: String,
+    /// This host.
+    pub host: HostId,
+    /// This boot of it.
+    pub boot: BootId,
+}
+
+impl Whose {
+    /// A record that says nothing yet.
+    pub fn blank(&self, since: Timestamp) -> Record {
+        let ledger = Ledger::new(self.host, self.boot);
+        Record {
+            uuid: self.uuid,
+            name: self.name.clone(),
+            host: self.host_name.clone(),
+            peer: None,
+            since,
+            origin: None,
+            saved_ever: false,
+            state: State::Stopped,
+            says: record::says(&ledger),
+            ledger,
+        }
+    }
 }
 
 /// A journal that this process holds.
@@ -105,16 +147,40 @@ impl Journal {
         Ok(())
     }
 
-    /// Changes only what became of the term.
+    /// Records a step of the ownership, with `peer` as the name of the other side.
+    ///
+    /// # Errors
+    /// [`JournalError::Illegal`] if it does not follow; else as [`Journal::record`].
+    pub fn step(
+        &mut self,
+        whose: &Whose,
+        step: handover::Record,
+        peer: Option<String>,
+        since: Timestamp,
+    ) -> Result<(), JournalError> {
+        let last = self.last.clone().unwrap_or_else(|| whose.blank(since));
+        if last.ledger.now() == Some(&step) {
+            return Ok(());
+        }
+        let mut next = last.after(step, whose.boot, peer, since)?;
+        // Whoever received it cannot know whether a file of it exists somewhere.
+        next.saved_ever |= matches!(step, handover::Record::Receiving(_));
+        self.record(next)
+    }
+
+    /// Changes only what became of the term. Nothing if the guest is not this host's any more.
     ///
     /// # Errors
     /// As [`Journal::record`]; also if there is no record yet.
-    pub fn end_term(&mut self, state: State, since: jiff::Timestamp) -> Result<(), JournalError> {
+    pub fn end_term(&mut self, state: State, since: Timestamp) -> Result<(), JournalError> {
         let Some(last) = &self.last else {
             let path = self.dir.join(RECORD);
             let source = io::ErrorKind::NotFound.into();
             return Err(JournalError::Io { path, what: "read", source });
         };
+        if last.ledger.owned().is_none() {
+            return Ok(());
+        }
         let saved_ever = last.saved_ever || matches!(state, State::Saved { .. });
         self.record(Record { since, saved_ever, state, ..last.clone() })
     }
@@ -136,6 +202,65 @@ impl Journal {
         file.sync_all()?;
         fs::rename(&fresh, path)?;
         self.handle.sync_all()
+    }
+}
+
+/// A journal that several threads of its process write, one at a time. It is let go with the
+/// last clone.
+#[derive(Clone, Debug)]
+pub struct SharedJournal {
+    journal: Arc<Mutex<Journal>>,
+    whose: Arc<Whose>,
+}
+
+impl SharedJournal {
+    /// Shares `journal`.
+    pub fn new(journal: Journal, whose: Whose) -> Self {
+        Self { journal: Arc::new(Mutex::new(journal)), whose: Arc::new(whose) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Journal> {
+        self.journal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whose it is.
+    pub fn whose(&self) -> &Whose {
+        &self.whose
+    }
+
+    /// The last record.
+    pub fn last(&self) -> Option<Record> {
+        self.lock().last().cloned()
+    }
+
+    /// The ledger as it durably stands.
+    pub fn ledger(&self) -> Ledger {
+        let blank = || Ledger::new(self.whose.host, self.whose.boot);
+        self.last().map_or_else(blank, |r| r.ledger)
+    }
+
+    /// See [`Journal::record`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn record(&self, record: Record) -> Result<(), JournalError> {
+        self.lock().record(record)
+    }
+
+    /// See [`Journal::step`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn step(&self, step: handover::Record, peer: Option<String>) -> Result<(), JournalError> {
+        self.lock().step(&self.whose, step, peer, Timestamp::now())
+    }
+
+    /// See [`Journal::end_term`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn end_term(&self, state: State, since: Timestamp) -> Result<(), JournalError> {
+        self.lock().end_term(state, since)
     }
 }
 
@@ -180,11 +305,15 @@ pub fn read(dir: &Path) -> Result<Option<Record>, JournalError> {
 
 /// Removes journals below `journals` of guests that ended before `before` and were never saved:
 /// no file anywhere knows their terms. Failures leave a journal where it is.
-pub fn prune(journals: &Path, before: jiff::Timestamp) {
+pub fn prune(journals: &Path, before: Timestamp) {
     let Ok(entries) = fs::read_dir(journals) else { return };
     for entry in entries.flatten() {
         let dir = entry.path();
-        let old = |r: &Record| !r.saved_ever && r.origin.is_none() && r.since < before;
+        // One that says where the guest went, or that is not settled, is kept.
+        let old = |r: &Record| {
+            let ours = r.ledger.owned().is_some();
+            ours && !r.saved_ever && r.origin.is_none() && r.since < before
+        };
         if !matches!(read(&dir), Ok(Some(r)) if old(&r)) {
             continue;
         }
@@ -200,11 +329,11 @@ pub fn prune(journals: &Path, before: jiff::Timestamp) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use jiff::Timestamp;
-    use uuid::Uuid;
 
     fn owner(term: u64) -> Record {
-        Record { term, origin: None, saved_ever: false, state: State::Owner, ..record::example() }
+        let ledger = record::owned(term);
+        let state = State::Owner;
+        Record { ledger, origin: None, saved_ever: false, state, ..record::example() }
     }
 
     #[test]
@@ -221,7 +350,7 @@ mod tests {
         drop(journal);
         let journal = Journal::take(&dir).unwrap();
         let last = journal.last().unwrap();
-        assert_eq!((last.term, last.saved_ever), (1, true));
+        assert_eq!((last.term(), last.saved_ever), (1, true));
         assert_eq!(last.state, State::Saved { save });
     }
 
@@ -233,6 +362,38 @@ mod tests {
         assert!(!dir.exists());
         Journal::take(&dir).unwrap().record(owner(1)).unwrap();
         assert!(dir.exists());
+    }
+
+    #[test]
+    fn steps_follow_each_other_and_a_guest_that_went_has_no_term_to_end() {
+        use migrate_engine::handover::term::{Switch, SwitchId, Term};
+        let root = tempfile::tempdir().unwrap();
+        let (host, boot) = (HostId(1), BootId(2));
+        let whose = Whose {
+            uuid: Uuid::from_u128(1),
+            name: "web".into(),
+            host_name: "h1".into(),
+            host,
+            boot,
+        };
+        let journal = SharedJournal::new(Journal::take(root.path()).unwrap(), whose);
+        let (before, term) = (Term::new(1), Term::new(2));
+        let switch = Switch { id: SwitchId(5), before, term, from: host, to: HostId(9) };
+        let step = |record| journal.step(record, Some("h9".into()));
+        assert!(matches!(step(handover::Record::Offered(switch)), Err(JournalError::Illegal(_))));
+        for record in [
+            handover::Record::Owner { term: before },
+            handover::Record::Offered(switch),
+            handover::Record::Ceded(switch),
+            handover::Record::Ceded(switch),
+            handover::Record::Moved(switch),
+        ] {
+            step(record).unwrap();
+        }
+        journal.end_term(State::Stopped, Timestamp::UNIX_EPOCH).unwrap();
+        let last = read(root.path()).unwrap().unwrap();
+        assert_eq!(last.ledger.now(), Some(&handover::Record::Moved(switch)));
+        assert_eq!((last.peer.as_deref(), last.term()), (Some("h9"), 2));
     }
 
     #[test]
@@ -248,9 +409,9 @@ mod tests {
         Journal::take(root.path()).unwrap().record(owner(3)).unwrap();
         fs::write(root.path().join(FRESH), "torn").unwrap();
         let mut journal = Journal::take(root.path()).unwrap();
-        assert_eq!(journal.last().unwrap().term, 3);
+        assert_eq!(journal.last().unwrap().term(), 3);
         journal.record(owner(4)).unwrap();
-        assert_eq!(read(root.path()).unwrap().unwrap().term, 4);
+        assert_eq!(read(root.path()).unwrap().unwrap().term(), 4);
     }
 
     #[test]

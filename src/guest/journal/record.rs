@@ -3,10 +3,15 @@
 //!
 //! ```text
 //! migrate-journal 1 0000000214 9d2c1a07\n
-//! {"uuid":…,"term":…,…}\n
+//! {"uuid":…,"name":…,…}\n
 //! ```
+//!
+//! Who owns the guest stands in the [`Ledger`], which is written in its own bytes as hexadecimal
+//! digits; `says` repeats it in words, for people only.
 
 use jiff::Timestamp;
+use migrate_engine::handover::encode as ledger;
+use migrate_engine::handover::journal::{self as handover, Ledger};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -24,12 +29,11 @@ pub struct Record {
     pub uuid: Uuid,
     /// Its name when this was written.
     pub name: String,
-    /// Grows with every start.
-    pub term: u64,
-    /// Host that wrote this.
+    /// Host that wrote this, as people call it.
     pub host: String,
-    /// Boot of that host (`/proc/sys/kernel/random/boot_id`).
-    pub boot_id: String,
+    /// The other host of the switch that the ledger is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
     /// When this was written.
     pub since: Timestamp,
     /// The saved file from which this term was started, if it was.
@@ -37,8 +41,76 @@ pub struct Record {
     /// A file may exist that knows one of this guest's terms. Such a journal is kept for ever:
     /// without it an old file could start the guest again.
     pub saved_ever: bool,
-    /// What became of the term.
+    /// What became of the term, if the ledger says that this host owns it.
     pub state: State,
+    /// What `ledger` says, in words.
+    pub says: String,
+    /// Who owns the guest, as far as this host knows.
+    #[serde(with = "digits")]
+    pub ledger: Ledger,
+}
+
+impl Record {
+    /// The term under which this host owns the guest, or the last that it knows of.
+    pub fn term(&self) -> u64 {
+        self.ledger.owned().map_or(self.ledger.highest(), |stamp| stamp.term).get()
+    }
+
+    /// The record after `step` of the ownership, which came to be at `since` with `peer` as the
+    /// other side.
+    ///
+    /// # Errors
+    /// The step does not follow from what is written.
+    pub fn after(
+        &self,
+        step: handover::Record,
+        boot: migrate_engine::handover::term::BootId,
+        peer: Option<String>,
+        since: Timestamp,
+    ) -> Result<Self, handover::Illegal> {
+        let ledger = self.ledger.apply(step, boot)?;
+        Ok(Self {
+            peer: peer.or_else(|| self.peer.clone()),
+            since,
+            state: State::Owner,
+            says: says(&ledger),
+            ledger,
+            ..self.clone()
+        })
+    }
+}
+
+/// What a ledger says, in words.
+pub fn says(ledger: &Ledger) -> String {
+    use handover::Record::{Ceded, Moved, Offered, Owner, Receiving, Tombstone, Withdrawn};
+    match ledger.now() {
+        None => "nothing is known of the guest".into(),
+        Some(Owner { term }) => format!("owned here in term {term}"),
+        Some(Offered(s)) => format!("offered to host {} in term {}: not settled", s.to, s.term),
+        Some(Receiving(s)) => format!("comes from host {} in term {}: not settled", s.from, s.term),
+        Some(Withdrawn(s)) => format!("kept here in term {}", s.term),
+        Some(Ceded(s)) => format!("given to host {} in term {}", s.to, s.term),
+        Some(Moved(s)) => format!("moved to host {} in term {}", s.to, s.term),
+        Some(Tombstone(s)) => format!("did not come from host {} in term {}", s.from, s.term),
+    }
+}
+
+/// A ledger as hexadecimal digits.
+mod digits {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    use super::{Ledger, ledger};
+    use crate::config::hex;
+
+    pub fn serialize<S: Serializer>(value: &Ledger, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&hex::encode(&ledger::encode(value)))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Ledger, D::Error> {
+        let text = String::deserialize(from)?;
+        let bytes = hex::decode(&text).ok_or_else(|| D::Error::custom("not hexadecimal"))?;
+        ledger::decode(&bytes).map_err(D::Error::custom)
+    }
 }
 
 /// What became of a term.
@@ -125,14 +197,24 @@ pub(super) fn example() -> Record {
     Record {
         uuid: Uuid::from_u128(0x1234),
         name: "web".into(),
-        term: 7,
         host: "h1".into(),
-        boot_id: "b".into(),
+        peer: None,
         since: Timestamp::from_second(1_700_000_000).unwrap(),
         origin: Some(Uuid::from_u128(5)),
         saved_ever: true,
         state: State::Saved { save: Uuid::from_u128(6) },
+        says: says(&owned(7)),
+        ledger: owned(7),
     }
+}
+
+/// The ledger of host 1 that owns its guest in `term`.
+#[cfg(test)]
+pub(crate) fn owned(term: u64) -> Ledger {
+    use migrate_engine::handover::term::{BootId, HostId, Term};
+    let (host, boot) = (HostId(1), BootId(2));
+    let owner = handover::Record::Owner { term: Term::new(term) };
+    Ledger::new(host, boot).apply(owner, boot).unwrap()
 }
 
 #[cfg(test)]
@@ -141,11 +223,14 @@ mod tests {
 
     /// Version 1 as it lies on disks. It must never change.
     const GOLDEN: &str = concat!(
-        "migrate-journal 1 0000000259 c17318fa\n",
-        r#"{"uuid":"00000000-0000-0000-0000-000000001234","name":"web","term":7,"host":"h1","#,
-        r#""boot_id":"b","since":"2023-11-14T22:13:20Z","#,
+        "migrate-journal 1 0000000410 2f43d203\n",
+        r#"{"uuid":"00000000-0000-0000-0000-000000001234","name":"web","host":"h1","#,
+        r#""since":"2023-11-14T22:13:20Z","#,
         r#""origin":"00000000-0000-0000-0000-000000000005","saved_ever":true,"#,
-        r#""state":{"saved":{"save":"00000000-0000-0000-0000-000000000006"}}}"#,
+        r#""state":{"saved":{"save":"00000000-0000-0000-0000-000000000006"}},"#,
+        r#""says":"owned here in term 7","#,
+        r#""ledger":"68616e646f0072313200000010cb3fb801000000000000000000000000000000"#,
+        r#"02000000000000000000000000000000070000000000000001070000000000000000"}"#,
         "\n"
     );
 

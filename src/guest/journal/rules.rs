@@ -31,13 +31,10 @@ pub struct SavedIdentity {
 #[error("{0}")]
 pub struct Superseded(String);
 
-/// The term of a start that has nothing to do with a saved file. It is past every term known.
-pub fn term_of_start(last: Option<&Record>) -> u64 {
-    last.map_or(0, |r| r.term).saturating_add(1)
-}
-
-/// The term of a start from a saved file, if it is allowed. `last` is the journal's record; the
-/// caller holds the journal's lock, so the guest does not run.
+/// The term of a start from a saved file, if it is allowed. `last` is the journal's record, which
+/// must say that this host owns the guest or knows nothing of it
+/// ([`gate`](migrate_engine::handover::gate)); the caller holds the journal's lock, so the guest
+/// does not run.
 ///
 /// # Errors
 /// [`Superseded`] says what happened since the save.
@@ -47,10 +44,10 @@ pub fn term_of_load(last: Option<&Record>, file: &SavedIdentity) -> Result<u64, 
         State::Saved { save } => save == file.save,
         State::Owner | State::Stopped => last.origin == Some(file.save),
     };
-    if last.term >= file.term && !continues_file {
+    if last.term() >= file.term && !continues_file {
         return Err(Superseded(describe(last, file)));
     }
-    Ok(last.term.max(file.term).saturating_add(1))
+    Ok(last.ledger.highest().get().max(file.term).saturating_add(1))
 }
 
 fn describe(last: &Record, file: &SavedIdentity) -> String {
@@ -58,10 +55,10 @@ fn describe(last: &Record, file: &SavedIdentity) -> String {
     let saved = format!("the file was saved in term {} of the guest", file.term);
     let then = match last.state {
         State::Saved { .. } => {
-            format!("it was saved again at {since} (term {}); continue from that file", last.term)
+            format!("it was saved again at {since} (term {}); continue from that file", last.term())
         }
-        State::Owner => format!("it ran as '{name}' from {since} on (term {})", last.term),
-        State::Stopped => format!("it ran on as '{name}' until {since} (term {})", last.term),
+        State::Owner => format!("it ran as '{name}' from {since} on (term {})", last.term()),
+        State::Stopped => format!("it ran on as '{name}' until {since} (term {})", last.term()),
     };
     format!("{saved}, but since then {then}")
 }
@@ -75,7 +72,8 @@ mod tests {
         SavedIdentity { uuid: Uuid::from_u128(0x1234), term: 7, save: Uuid::from_u128(6) };
 
     fn last(term: u64, origin: Option<u128>, state: State) -> Record {
-        Record { term, origin: origin.map(Uuid::from_u128), state, ..example() }
+        let ledger = crate::guest::journal::record::owned(term);
+        Record { ledger, origin: origin.map(Uuid::from_u128), state, ..example() }
     }
 
     #[test]
@@ -99,11 +97,5 @@ mod tests {
         for (what, record, wanted) in table {
             assert_eq!(term_of_load(record.as_ref(), &FILE).ok(), wanted, "{what}");
         }
-    }
-
-    #[test]
-    fn a_term_is_always_past_every_known_one() {
-        assert_eq!(term_of_start(None), 1);
-        assert_eq!(term_of_start(Some(&last(41, None, State::Owner))), 42);
     }
 }

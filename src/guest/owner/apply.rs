@@ -24,7 +24,7 @@ struct SaveOrder {
     host_stop: Option<HostStopFile>,
 }
 
-fn unexpected(what: &str, error: &dyn std::fmt::Display) -> Failure {
+pub(super) fn unexpected(what: &str, error: &dyn std::fmt::Display) -> Failure {
     Failure::new(ErrorCode::Unexpected, format!("{what}: {error}"), "see the guest's log")
 }
 
@@ -42,19 +42,29 @@ impl<M: MakeMachine> Owner<M> {
                 Err(ending) => Some(ending),
             },
             Action::Rebuild { run, crashed } => {
+                self.end_move("it was reset");
                 if crashed {
                     self.restarts.push_back(Instant::now());
                 }
                 self.rebuild(run, request)
             }
-            Action::PowerButton => self.power_button(request),
+            Action::PowerButton => {
+                self.end_move("it is being stopped");
+                self.power_button(request)
+            }
+            Action::Move => self.begin_move(request),
+            Action::CancelMove | Action::Feed | Action::Hear => self.about_move(request),
             Action::Save { keep_running } => self.save_for_client(keep_running, request),
-            Action::SaveAndEnd => self.save_for_host_stop(),
+            Action::SaveAndEnd => {
+                self.end_move("its host stops");
+                self.save_for_host_stop()
+            }
             Action::Throttle(share) => {
                 let set = self.set_cpu_share(share);
                 self.answer(request, set)
             }
             Action::StandStill { reason } => {
+                self.end_move("it crashed");
                 self.stand_still(reason);
                 None
             }
@@ -97,7 +107,7 @@ impl<M: MakeMachine> Owner<M> {
         set.map_err(|e| unexpected("the CPU share cannot be set", &e))
     }
 
-    fn pause_machine(&mut self) {
+    pub(super) fn pause_machine(&mut self) {
         self.state = match std::mem::replace(&mut self.state, State::Gone) {
             State::Running(running) | State::Stopping { machine: running, .. } => {
                 State::Paused(running.pause())
@@ -110,7 +120,10 @@ impl<M: MakeMachine> Owner<M> {
     pub(super) fn resume_machine(&mut self) -> Result<Result<(), Failure>, Ending> {
         match std::mem::replace(&mut self.state, State::Gone) {
             State::Paused(paused) => match paused.resume() {
-                Ok(running) => self.state = State::Running(running),
+                Ok(running) => {
+                    self.state = State::Running(running);
+                    self.announce();
+                }
                 Err((Some(paused), failure)) => {
                     self.state = State::Paused(paused);
                     return Ok(Err(failure));
@@ -123,6 +136,16 @@ impl<M: MakeMachine> Owner<M> {
             other => self.state = other,
         }
         Ok(Ok(()))
+    }
+
+    /// Tells the network where the guest is, when it runs for the first time in a new place.
+    fn announce(&mut self) {
+        if let Some(handles) = &self.handles
+            && std::mem::take(&mut self.arrived)
+            && let Err(error) = handles.controls.announce()
+        {
+            tracing::warn!(%error, "the network was not told where the guest is");
+        }
     }
 
     fn rebuild(&mut self, run: bool, request: Option<Request>) -> Option<Ending> {
@@ -289,7 +312,7 @@ impl<M: MakeMachine> Owner<M> {
             save,
             created,
             program: VERSION.into(),
-            host: self.journal.last().map(|r| r.host.clone()).unwrap_or_default(),
+            host: self.journal.whose().host_name.clone(),
             disks: Vec::new(),
             kept_running,
         }
@@ -301,7 +324,7 @@ impl<M: MakeMachine> Owner<M> {
     }
 
     fn rewrite(&mut self, state: Term, saved_ever: bool) -> Result<(), Failure> {
-        let Some(last) = self.journal.last().cloned() else { return Ok(()) };
+        let Some(last) = self.journal.last() else { return Ok(()) };
         let saved_ever = saved_ever || last.saved_ever;
         let record = Record { since: Timestamp::now(), saved_ever, state, ..last };
         Ok(self.journal.record(record)?)

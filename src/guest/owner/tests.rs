@@ -7,6 +7,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::thread::JoinHandle;
 
+use migrate_engine::handover::journal::Record as Step;
+use migrate_engine::handover::term::{BootId, HostId};
 use nix::sys::pthread::{pthread_kill, pthread_self};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -15,7 +17,9 @@ use vmm::events::{EventSink, channel_pair};
 use super::*;
 use crate::api::{ErrorBody, ErrorCode, GuestInfo, SaveResult};
 use crate::config::{DiskDefinition, GuestDefinition, OnCrash, OnHostStop};
+use crate::guest::disks::DiskSet;
 use crate::guest::inbox::sources;
+use crate::guest::journal::{Journal, Whose};
 use crate::guest::machine::MakeMachine;
 use crate::guest::savefile;
 use crate::guest::server::{Server, Sockets, Waited};
@@ -31,12 +35,22 @@ struct Rig {
 }
 
 fn rig(change: impl FnOnce(&mut GuestDefinition)) -> Rig {
-    rig_with(change, false)
+    rig_with(change, Begin::Fresh)
 }
 
-/// With `terminated` the owner finds a SIGTERM when it begins to rule. The signal is sent to its
-/// thread alone, since other tests run in this process.
-fn rig_with(change: impl FnOnce(&mut GuestDefinition), terminated: bool) -> Rig {
+/// How the owner begins.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Begin {
+    /// With a guest that boots and runs.
+    Fresh,
+    /// It finds a SIGTERM then. The signal is sent to its thread alone, since other tests run in
+    /// this process.
+    Terminated,
+    /// With a guest that was loaded and stands still.
+    Loaded,
+}
+
+fn rig_with(change: impl FnOnce(&mut GuestDefinition), begin: Begin) -> Rig {
     let root = tempfile::tempdir().unwrap();
     let mut definition = definition("one");
     change(&mut definition);
@@ -52,39 +66,45 @@ fn rig_with(change: impl FnOnce(&mut GuestDefinition), terminated: bool) -> Rig 
         term: 1,
         started: Timestamp::now(),
         console: PathBuf::from("/console"),
-        loaded_pause_ms: None,
+        loaded_pause_ms: (begin == Begin::Loaded).then_some(5),
     };
-    let record = Record {
+    let whose = Whose {
         uuid: facts.definition.uuid,
         name: "one".into(),
-        term: 1,
-        host: "h".into(),
-        boot_id: "b".into(),
-        since: Timestamp::now(),
-        origin: None,
-        saved_ever: false,
-        state: Term::Owner,
+        host_name: "h".into(),
+        host: HostId(1),
+        boot: BootId(2),
     };
+    let owns = Step::Owner { term: migrate_engine::handover::term::Term::new(1) };
+    let now = Timestamp::now();
+    let record = whose.blank(now).after(owns, whose.boot, None, now).unwrap();
+    let guest = facts.definition.uuid;
+    let journal = Journal::take(&root.path().join("journal")).unwrap();
     let parts = Parts {
-        machine,
+        machine: First::Paused(machine),
         machines,
         facts,
-        journal: Journal::take(&root.path().join("journal")).unwrap(),
+        journal: SharedJournal::new(journal, whose),
         disks: Arc::new([]),
+        disk_set: Arc::new(DiskSet::start(guest, &[]).unwrap()),
         host_stop: HostStopFile {
             fresh: root.path().join("fresh"),
             path: root.path().join("saved"),
         },
         sources,
         inbox: inbox.clone(),
+        marks: root.path().to_owned(),
+        bound_to_caller: false,
+        last_feed: None,
+        mover: None,
     };
     let mut owner = Owner::new(parts).unwrap();
-    owner.begin(record, true).unwrap();
+    owner.begin(record, begin != Begin::Loaded).unwrap();
     strings.take();
     let after = strings.clone();
     let owner = std::thread::spawn(move || {
         term.thread_block().unwrap();
-        if terminated {
+        if begin == Begin::Terminated {
             pthread_kill(pthread_self(), Signal::SIGTERM).unwrap();
         }
         (owner.run(), after)
@@ -153,6 +173,18 @@ fn pause_resume_reset_throttle() {
     assert_eq!(rig.info(Command::Resume).state, GuestState::Running);
     rig.events.send(GuestEvent::TripleFault { vcpu: 0 });
     assert_eq!(rig.until(|i| i.resets == 2).state, GuestState::Running);
+    rig.stop_now();
+}
+
+#[test]
+fn the_network_hears_of_a_loaded_guest_when_it_first_runs() {
+    let rig = rig_with(|_| (), Begin::Loaded);
+    assert_eq!(rig.strings.take(), Vec::<String>::new());
+    rig.info(Command::Resume);
+    assert_eq!(rig.strings.take(), ["resume", "announce"]);
+    rig.info(Command::Pause);
+    rig.info(Command::Resume);
+    assert_eq!(rig.strings.take(), ["pause", "resume"], "it is where it was");
     rig.stop_now();
 }
 
@@ -261,6 +293,7 @@ fn a_save_that_keeps_the_guest_running() {
         d.disks.push(DiskDefinition {
             path: "/d".into(),
             read_only: false,
+            shared: false,
             cache: crate::config::Cache::None,
             serial: String::new(),
         });
@@ -341,7 +374,7 @@ fn the_end_of_the_caller_is_the_end_of_the_guest() {
 
 #[test]
 fn sigterm_saves_if_the_definition_says_so() {
-    let saved = rig_with(|d| d.on_host_stop = OnHostStop::Save, true);
+    let saved = rig_with(|d| d.on_host_stop = OnHostStop::Save, Begin::Terminated);
     let (ended, root) = saved.end();
     assert_eq!(ended.how, ExitHow::Saved);
     let file = File::open(root.path().join("saved")).unwrap();
@@ -352,11 +385,11 @@ fn sigterm_saves_if_the_definition_says_so() {
 
 #[test]
 fn sigterm_asks_the_guest_to_power_off_or_kills_it() {
-    let asked = rig_with(|_| (), true);
+    let asked = rig_with(|_| (), Begin::Terminated);
     asked.until(|i| i.state == GuestState::Stopping);
     asked.events.send(GuestEvent::PowerOff);
     assert_eq!(asked.end().0.how, ExitHow::PoweredOff);
-    let killed = rig_with(|d| d.on_host_stop = OnHostStop::Kill, true);
+    let killed = rig_with(|d| d.on_host_stop = OnHostStop::Kill, Begin::Terminated);
     assert_eq!(killed.end().0.how, ExitHow::Killed);
 }
 

@@ -8,6 +8,7 @@ mod vm;
 
 use std::ffi::c_ulong;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use kvm_bindings::{
     KVM_CAP_ADJUST_CLOCK, KVM_CAP_DEBUGREGS, KVM_CAP_DIRTY_LOG_RING, KVM_CAP_EXT_CPUID,
@@ -122,10 +123,10 @@ pub enum Backend {
     Software,
 }
 
-/// An open KVM.
-#[derive(Debug)]
+/// An open KVM. Cloning shares it.
+#[derive(Clone, Debug)]
 pub struct Kvm {
-    system: kvm_ioctls::Kvm,
+    system: Arc<kvm_ioctls::Kvm>,
     caps: Capabilities,
     backend: Backend,
 }
@@ -154,7 +155,7 @@ impl Kvm {
             return Err(KvmError::ApiVersion(version));
         }
         let caps = Capabilities::probe(|cap| kvm.check_extension_raw(c_ulong::from(cap)))?;
-        Ok(Self { system: kvm, caps, backend: Backend::detect() })
+        Ok(Self { system: Arc::new(kvm), caps, backend: Backend::detect() })
     }
 
     /// What this KVM can do beyond what is required.

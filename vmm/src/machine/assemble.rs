@@ -47,8 +47,8 @@ pub struct Parts {
 }
 
 /// A machine that is being put together: it has memory and KVM, no vCPUs and no devices.
-pub struct Builder<'a> {
-    kvm: &'a Kvm,
+pub struct Builder {
+    kvm: Kvm,
     parts: Parts,
     template: &'static Template,
     vm: Vm,
@@ -59,9 +59,9 @@ fn vcpu(index: u32) -> impl FnOnce(VcpuError) -> MachineError {
     move |source| MachineError::Vcpu { index, source }
 }
 
-impl<'a> Builder<'a> {
+impl Builder {
     /// Makes the machine's memory and its KVM side.
-    pub fn new(kvm: &'a Kvm, parts: Parts) -> Result<Self, MachineError> {
+    pub fn new(kvm: &Kvm, parts: Parts) -> Result<Self, MachineError> {
         let config = &parts.config;
         let template = template::find(&config.cpu_template)
             .ok_or_else(|| MachineError::Template(config.cpu_template.clone()))?;
@@ -71,7 +71,7 @@ impl<'a> Builder<'a> {
         }
         let ram = GuestRam::new(&config.memory)?;
         let vm = Vm::new(kvm, ram, config.dirty_tracking)?;
-        Ok(Self { kvm, parts, template, vm })
+        Ok(Self { kvm: kvm.clone(), parts, template, vm })
     }
 
     /// Guest RAM.
@@ -94,7 +94,7 @@ impl<'a> Builder<'a> {
             &self.parts.events,
             self.parts.config.generation_id,
         )?;
-        let mut makers = Makers::new(self.kvm, &self.vm, &self.parts.config)?;
+        let mut makers = Makers::new(&self.kvm, &self.vm, &self.parts.config)?;
         for index in 0..self.parts.config.vcpus.get() {
             makers.create(index)?;
         }
@@ -115,7 +115,7 @@ impl<'a> Builder<'a> {
         fill(self.vm.ram()).map_err(MachineError::Fill)?;
         restore_irqchips(&self.vm, &state.irqchips)?;
         restore_pit(&self.vm, &state.pit)?;
-        let mut makers = Makers::new(self.kvm, &self.vm, &self.parts.config)?;
+        let mut makers = Makers::new(&self.kvm, &self.vm, &self.parts.config)?;
         for (index, saved) in (0u32..).zip(&state.vcpus) {
             makers.create(index)?;
             makers.restore_first(index, saved)?;
@@ -135,7 +135,7 @@ impl<'a> Builder<'a> {
     /// Before anything is filled in: a CPU that lacks what the guest was promised.
     fn check_cpu(&self, state: &MachineState) -> Result<(), MachineError> {
         let Some(first) = state.vcpus.first() else { return Ok(()) };
-        let supported = supported_cpuid(self.kvm)?;
+        let supported = supported_cpuid(&self.kvm)?;
         compat::lack(&first.cpuid, &supported).map_or(Ok(()), |lack| Err(MachineError::Cpu(lack)))
     }
 

@@ -14,7 +14,7 @@ use crate::devices::i8042::I8042;
 use crate::devices::serial::Serial;
 use crate::devices::virtio::block::{Block, BlockSpec};
 use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
-use crate::devices::virtio::net::{NetDevice, NetSpec};
+use crate::devices::virtio::net::{Announcer, NetDevice, NetSpec};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vconsole::ConsoleDevice;
 use crate::devices::virtio::vsock::{VsockDevice, VsockSpec};
@@ -54,24 +54,28 @@ impl VirtioSpec {
         }
     }
 
-    fn fresh(self) -> Result<Box<dyn VirtioDevice>, DeviceError> {
+    fn fresh(self, announcers: &mut Vec<Announcer>) -> Result<Box<dyn VirtioDevice>, DeviceError> {
         Ok(match self {
             Self::Block(spec) => Box::new(Block::new(spec).map_err(spec_error("disk"))?),
-            Self::Net(spec) => Box::new(NetDevice::new(spec)?),
+            Self::Net(spec) => net(NetDevice::new(spec)?, announcers),
             Self::Console(port) => Box::new(ConsoleDevice::new(port, None)),
             Self::Rng(file) => Box::new(Rng::new(file)),
             Self::Vsock(spec) => Box::new(VsockDevice::new(spec)?),
         })
     }
 
-    fn restore(self, state: &VirtioDeviceState) -> Result<Box<dyn VirtioDevice>, DeviceError> {
+    fn restore(
+        self,
+        state: &VirtioDeviceState,
+        announcers: &mut Vec<Announcer>,
+    ) -> Result<Box<dyn VirtioDevice>, DeviceError> {
         use VirtioDeviceState as S;
         let name = self.name();
         Ok(match (self, state) {
             (Self::Block(spec), S::Block(s)) => {
                 Box::new(Block::restore(spec, s).map_err(spec_error("disk"))?)
             }
-            (Self::Net(spec), S::Net(s)) => Box::new(NetDevice::restore(spec, s)?),
+            (Self::Net(spec), S::Net(s)) => net(NetDevice::restore(spec, s)?, announcers),
             (Self::Console(port), S::Console(s)) => Box::new(ConsoleDevice::restore(port, s)?),
             (Self::Rng(file), S::Rng(s)) => Box::new(Rng::restore(file, s)),
             (Self::Vsock(spec), S::Vsock(s)) => Box::new(VsockDevice::restore(spec, s)?),
@@ -81,6 +85,11 @@ impl VirtioSpec {
             }
         })
     }
+}
+
+fn net(device: NetDevice, announcers: &mut Vec<Announcer>) -> Box<dyn VirtioDevice> {
+    announcers.push(device.announcer());
+    Box::new(device)
 }
 
 fn spec_error<E: std::fmt::Display>(device: &'static str) -> impl FnOnce(E) -> DeviceError {
@@ -107,6 +116,7 @@ pub struct Devices {
     pm: Arc<Mutex<AcpiPm>>,
     vmgenid: Arc<Mutex<VmGenId>>,
     virtio: Vec<Arc<Mutex<MmioTransport>>>,
+    announcers: Arc<[Announcer]>,
 }
 
 /// Base, length and device of a port range.
@@ -118,6 +128,13 @@ struct Legacy {
     serial: Arc<Mutex<Serial>>,
     pm: AcpiPm,
     vmgenid: VmGenId,
+}
+
+/// The virtio devices, not on the bus yet.
+#[derive(Default)]
+struct Virtio {
+    transports: Vec<MmioTransport>,
+    announcers: Vec<Announcer>,
 }
 
 fn lock<T: ?Sized>(device: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -148,14 +165,14 @@ impl Devices {
         let pm = AcpiPm::new(Box::new(Sci(vm.clone())), events.clone());
         let vmgenid = VmGenId::new(vm.ram().clone(), generation_id)
             .map_err(|e| platform("VM generation id")(&e))?;
-        let mut virtio = Vec::new();
+        let mut virtio = Virtio::default();
         for (slot, spec) in specs.into_iter().enumerate() {
             let name = spec.name();
-            let device = spec.fresh().map_err(at_slot(name, slot))?;
+            let device = spec.fresh(&mut virtio.announcers).map_err(at_slot(name, slot))?;
             let line = irqfd(vm, layout::VIRTIO_GSIS[slot])?;
             let transport = MmioTransport::new(device, vm.ram().clone(), line)
                 .map_err(|e| platform("cannot create event descriptors")(&e))?;
-            virtio.push(transport);
+            virtio.transports.push(transport);
         }
         let legacy = Legacy { console, serial, pm, vmgenid };
         Self::wire(vm, legacy, virtio, events)
@@ -174,14 +191,15 @@ impl Devices {
         let pm = AcpiPm::restore(&state.pm, Box::new(Sci(vm.clone())), events.clone())
             .map_err(|e| platform("ACPI hardware")(&e))?;
         let vmgenid = VmGenId::restore(&state.vmgenid, vm.ram().clone());
-        let mut virtio = Vec::new();
+        let mut virtio = Virtio::default();
         for (slot, (spec, saved)) in specs.into_iter().zip(&state.virtio).enumerate() {
             let name = spec.name();
-            let device = spec.restore(&saved.device).map_err(at_slot(name, slot))?;
+            let device =
+                spec.restore(&saved.device, &mut virtio.announcers).map_err(at_slot(name, slot))?;
             let line = irqfd(vm, layout::VIRTIO_GSIS[slot])?;
             let transport = MmioTransport::restore(device, vm.ram().clone(), line, saved)
                 .map_err(at_slot(name, slot))?;
-            virtio.push(transport);
+            virtio.transports.push(transport);
         }
         let legacy = Legacy { console, serial, pm, vmgenid };
         Self::wire(vm, legacy, virtio, events)
@@ -191,7 +209,7 @@ impl Devices {
     fn wire(
         vm: &Vm,
         legacy: Legacy,
-        transports: Vec<MmioTransport>,
+        devices: Virtio,
         events: &EventSink,
     ) -> Result<Self, MachineError> {
         let Legacy { console, serial, pm, vmgenid } = legacy;
@@ -209,7 +227,7 @@ impl Devices {
             pio.insert(base.into(), len.into(), device).map_err(|e| overlap(&e))?;
         }
         let mut virtio = Vec::new();
-        for (slot, transport) in transports.into_iter().enumerate() {
+        for (slot, transport) in devices.transports.into_iter().enumerate() {
             let base = layout::virtio_mmio_base(slot);
             notify_through_kvm(vm, base, &transport)?;
             let transport = Arc::new(Mutex::new(transport));
@@ -219,7 +237,8 @@ impl Devices {
         }
         let buses = Arc::new(Buses { pio, mmio });
         let vmgenid = Arc::new(Mutex::new(vmgenid));
-        Ok(Self { _console: console, buses, serial, pm, vmgenid, virtio })
+        let announcers = devices.announcers.into();
+        Ok(Self { _console: console, buses, serial, pm, vmgenid, virtio, announcers })
     }
 
     pub fn buses(&self) -> Arc<Buses> {
@@ -232,6 +251,10 @@ impl Devices {
 
     pub fn vmgenid(&self) -> Arc<Mutex<VmGenId>> {
         self.vmgenid.clone()
+    }
+
+    pub fn announcers(&self) -> Arc<[Announcer]> {
+        self.announcers.clone()
     }
 
     /// Completes what is in flight and parks every device. Returns what failed.

@@ -5,6 +5,7 @@
 //! `KVM_RUN`. A restore is a constructor: it yields a complete machine or an error that leaves
 //! nothing behind. Nothing here knows names, files or hosts.
 
+mod announce;
 mod assemble;
 pub mod clock;
 mod controls;
@@ -247,7 +248,12 @@ impl Machine {
     }
 
     fn controls(&self) -> Controls {
-        Controls::new(self.throttle.clone(), self.devices.pm(), self.devices.vmgenid())
+        Controls::new(
+            self.throttle.clone(),
+            self.devices.pm(),
+            self.devices.vmgenid(),
+            self.devices.announcers(),
+        )
     }
 
     fn shape(&self) -> Shape {

@@ -137,6 +137,16 @@ impl GuestRam {
         if rest.is_empty() { Ok(()) } else { self.write_at(offset + here.len() as u64, rest) }
     }
 
+    /// Reads `bytes` from `offset` of the RAM file, over the end of a range if need be. What a vCPU
+    /// or a device writes meanwhile comes out as any mixture of old and new.
+    pub fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+        let (gpa, room) = self.locate(offset)?;
+        let here = bytes.len().min(room);
+        let (now, rest) = bytes.split_at_mut(here);
+        self.mem.read_slice(now, GuestAddress(gpa)).map_err(io::Error::other)?;
+        if rest.is_empty() { Ok(()) } else { self.read_at(offset + here as u64, rest) }
+    }
+
     /// Guest-physical address of `offset` of the RAM file, and bytes from there to the end of
     /// the range.
     fn locate(&self, offset: u64) -> io::Result<(u64, usize)> {
@@ -187,6 +197,10 @@ mod tests {
         assert_eq!([byte(HOLE_START - 2), byte(HOLE_START - 1)], [1, 2]);
         assert_eq!([byte(HOLE_END), byte(HOLE_END + 1)], [3, 4]);
         assert_ne!(ram.own_writes()[1].peek(0), 0, "the write is tracked in its range");
+        let mut back = [0; 6];
+        ram.read_at(HOLE_START - 3, &mut back).unwrap();
+        assert_eq!(back, [0, 1, 2, 3, 4, 0]);
+        assert!(ram.read_at((4 << 30) - 1, &mut [0; 2]).is_err());
         assert!(ram.write_at(4 << 30, &[1]).is_err());
         assert!(ram.write_at((4 << 30) - 1, &[1, 2]).is_err());
     }

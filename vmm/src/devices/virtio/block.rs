@@ -11,6 +11,7 @@
 
 pub mod backend;
 mod execute;
+pub mod lock;
 pub mod open;
 pub mod raw;
 mod request;
@@ -29,6 +30,7 @@ use virtio_queue::QueueState;
 
 pub use self::backend::{DiskBackend, WriteObserver};
 use self::execute::Disk;
+pub use self::lock::DiskLock;
 pub use self::open::{DiskOpenError, open_disk};
 use self::raw::RawDisk;
 use self::request::{ID_BYTES, Limits, MAX_DISCARD_SECTORS, MAX_RANGES, MAX_ZERO_SECTORS, SECTOR};

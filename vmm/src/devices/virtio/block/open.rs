@@ -1,18 +1,10 @@
-//! Opens a disk for a guest: the right kind of file, writable if it must be, and locked against a
-//! second guest.
-//!
-//! Locks are open-file-description locks on single bytes far beyond any disk's end, so that they
-//! never touch data. [`LockRange::Owner`] is held by whoever runs the guest; [`LockRange::Next`]
-//! is for a host that prepares to take the guest over. A writable disk takes exclusive locks, a
-//! read-only one shared ones. The lock lives as long as the file is open anywhere.
+//! Opens a disk for a guest: the right kind of file, and writable if it must be. It takes no lock:
+//! that is [`super::lock`]'s, since a receiver opens a disk long before it may own it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-
-use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, fcntl};
 
 /// Bytes of a sector, the unit of every disk's size.
 pub const SECTOR_BYTES: u64 = 512;
@@ -99,23 +91,8 @@ pub enum DiskOpenError {
     },
 }
 
-/// Bytes that are locked to own a disk, or to be about to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LockRange {
-    /// Byte 2^62: held while a guest uses the disk.
-    Owner,
-    /// Byte 2^62 + 1: held by a host that is about to take a guest over.
-    Next,
-}
-
-impl LockRange {
-    fn start(self) -> i64 {
-        (1 << 62) + i64::from(self == Self::Next)
-    }
-}
-
-/// Opens the disk at `path` and takes its [`LockRange::Owner`] lock: exclusive, or shared if
-/// `read_only`. `direct` bypasses the page cache (`O_DIRECT`).
+/// Opens the disk at `path`. `direct` bypasses the page cache (`O_DIRECT`). No guest may use it
+/// before a [`DiskLock`](super::DiskLock) on it holds OWNER.
 pub fn open_disk(path: &Path, read_only: bool, direct: bool) -> Result<File, DiskOpenError> {
     let file = open_file(path, read_only, direct)?;
     let kind = file.metadata().map_err(DiskOpenError::Inspect)?.file_type();
@@ -130,37 +107,7 @@ pub fn open_disk(path: &Path, read_only: bool, direct: bool) -> Result<File, Dis
         return Err(DiskOpenError::Kind { path: path.to_owned(), kind });
     }
     disk_size(&file)?;
-    match try_lock(&file, LockRange::Owner, read_only) {
-        Ok(true) => Ok(file),
-        Ok(false) => Err(DiskOpenError::Locked(path.to_owned())),
-        Err(source) => Err(DiskOpenError::Lock { path: path.to_owned(), source }),
-    }
-}
-
-/// Takes a lock, exclusive or `shared`; `false` if somebody else's stands in the way.
-pub fn try_lock(file: &File, range: LockRange, shared: bool) -> io::Result<bool> {
-    let kind = if shared { libc::F_RDLCK } else { libc::F_WRLCK };
-    match set_lock(file, range, kind) {
-        Ok(()) => Ok(true),
-        Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
-        Err(e) => Err(e.into()),
-    }
-}
-
-/// Drops a lock; one that is not held does no harm.
-pub fn unlock(file: &File, range: LockRange) -> io::Result<()> {
-    set_lock(file, range, libc::F_UNLCK).map_err(Into::into)
-}
-
-fn set_lock(file: &File, range: LockRange, kind: libc::c_int) -> Result<(), Errno> {
-    let lock = libc::flock {
-        l_type: libc::c_short::try_from(kind).map_err(|_| Errno::EINVAL)?,
-        l_whence: libc::c_short::try_from(libc::SEEK_SET).map_err(|_| Errno::EINVAL)?,
-        l_start: range.start(),
-        l_len: 1,
-        l_pid: 0,
-    };
-    fcntl(file, FcntlArg::F_OFD_SETLK(&lock)).map(drop)
+    Ok(file)
 }
 
 /// Bytes of an open disk, checked to be a positive multiple of 512.
@@ -214,42 +161,6 @@ mod tests {
         let path = dir.join(format!("{bytes}.raw"));
         File::create(&path).unwrap().set_len(bytes).unwrap();
         path
-    }
-
-    #[test]
-    fn one_owner_or_many_readers() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = image(dir.path(), 4096);
-        let locked = |r: Result<File, DiskOpenError>| matches!(r, Err(DiskOpenError::Locked(_)));
-        let owner = open_disk(&path, false, false).unwrap();
-        assert!(locked(open_disk(&path, false, false)));
-        assert!(locked(open_disk(&path, true, false)));
-        // A copy of the descriptor keeps the lock; the last one gives it back.
-        let copy = owner.try_clone().unwrap();
-        drop(owner);
-        assert!(locked(open_disk(&path, false, false)));
-        drop(copy);
-        let reader = open_disk(&path, true, false).unwrap();
-        let other = open_disk(&path, true, false).unwrap();
-        assert!(locked(open_disk(&path, false, false)));
-        drop((reader, other));
-        open_disk(&path, false, false).unwrap();
-    }
-
-    #[test]
-    fn the_ranges_are_independent_and_can_be_handed_over() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = image(dir.path(), 4096);
-        let source = open_disk(&path, false, false).unwrap();
-        let target = File::options().read(true).write(true).open(&path).unwrap();
-        assert!(try_lock(&target, LockRange::Next, false).unwrap());
-        assert!(!try_lock(&source, LockRange::Next, false).unwrap());
-        assert!(!try_lock(&target, LockRange::Owner, false).unwrap());
-        unlock(&source, LockRange::Owner).unwrap();
-        assert!(try_lock(&target, LockRange::Owner, false).unwrap());
-        assert!(!try_lock(&source, LockRange::Owner, false).unwrap());
-        // Locks lie beyond the data.
-        assert!(LockRange::Owner.start() > 1 << 60);
     }
 
     #[test]

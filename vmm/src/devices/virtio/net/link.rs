@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::devices::tap::{HEADER_LEN, Tap};
 use crate::devices::virtio::Interrupt;
@@ -51,11 +51,23 @@ impl Counters {
     }
 }
 
+/// What the machine is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Activity {
+    /// It stands still.
+    #[default]
+    Still,
+    /// It runs, without a driver of this card.
+    Driverless,
+    /// It runs, and its driver may be interrupted.
+    Driven,
+}
+
 /// Who may interrupt the guest about its configuration, and when.
 #[derive(Debug, Default)]
 struct Gate {
     interrupt: Option<Interrupt>,
-    running: bool,
+    activity: Activity,
     /// The guest has not heard of the last change.
     due: bool,
     /// `VIRTIO_NET_F_GUEST_ANNOUNCE` is in force.
@@ -89,32 +101,44 @@ impl Link {
 
     /// The driver is off.
     pub fn disconnect(&self) {
-        *self.gate() = Gate::default();
+        let mut gate = self.gate();
+        let activity = match gate.activity {
+            Activity::Still => Activity::Still,
+            Activity::Driverless | Activity::Driven => Activity::Driverless,
+        };
+        *gate = Gate { activity, ..Gate::default() };
         self.status.fetch_and(!ANNOUNCE, Ordering::SeqCst);
     }
 
-    /// From now on the guest is interrupted; first about what it missed.
-    pub fn run(&self) {
+    /// The machine runs: announcements may go out. With a driver the guest is
+    /// interrupted from now on; first about what it missed.
+    pub fn run(&self, driver: bool) {
         let mut gate = self.gate();
-        gate.running = true;
-        if std::mem::take(&mut gate.due) {
+        gate.activity = if driver { Activity::Driven } else { Activity::Driverless };
+        if driver && std::mem::take(&mut gate.due) {
             Self::tell(&mut gate);
         }
     }
 
-    /// From now on the guest is not interrupted.
+    /// From now on the guest is not interrupted and no announcement goes out; none is under way
+    /// when this returns.
     pub fn park(&self) {
-        self.gate().running = false;
+        self.gate().activity = Activity::Still;
     }
 
-    /// Asks the guest to announce itself; `false` if it does not know how.
-    pub fn request_announcement(&self) -> bool {
+    /// Calls `send` and asks the guest to announce itself, if it knows how. Does neither where
+    /// the machine stands still.
+    fn announce(&self, send: impl FnOnce() -> io::Result<()>) -> io::Result<Announced> {
         let mut gate = self.gate();
+        if gate.activity == Activity::Still {
+            return Ok(Announced::Still);
+        }
         if gate.guest_announces {
             self.status.fetch_or(ANNOUNCE, Ordering::SeqCst);
             Self::tell(&mut gate);
         }
-        gate.guest_announces
+        // Under the gate, so that nothing goes out once the machine is parked.
+        send().map(|()| Announced::Sent)
     }
 
     /// The guest has announced itself.
@@ -130,7 +154,7 @@ impl Link {
 
     fn tell(gate: &mut Gate) {
         match &gate.interrupt {
-            Some(interrupt) if gate.running => interrupt.config_change(),
+            Some(interrupt) if gate.activity == Activity::Driven => interrupt.config_change(),
             _ => gate.due = true,
         }
     }
@@ -140,23 +164,38 @@ impl Link {
     }
 }
 
-/// Tells the network where the guest is now. Cheap to clone; outlives the device harmlessly.
+/// What became of an announcement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Announced {
+    /// It went out.
+    Sent,
+    /// The machine stands still: nothing was sent.
+    Still,
+    /// The card is gone.
+    Gone,
+}
+
+/// Tells the network where the guest is now. Cheap to clone; keeps neither card nor tap alive.
 #[derive(Clone, Debug)]
 pub struct Announcer {
-    pub(super) tap: Arc<Tap>,
+    pub(super) tap: Weak<Tap>,
     pub(super) mac: [u8; 6],
-    pub(super) link: Arc<Link>,
+    pub(super) link: Weak<Link>,
 }
 
 impl Announcer {
     /// Sends a RARP broadcast from the guest's address through the tap, so that switches learn
     /// the new place at once, and asks the guest to announce itself, which also refreshes
-    /// neighbours' tables. Call it only where the guest runs, after `resume`, and again after
-    /// 50, 150, 250 ms or so: frames get lost. The error is that of the RARP; the guest is asked
-    /// in any case.
-    pub fn announce(&self) -> io::Result<()> {
-        self.link.request_announcement();
-        self.tap.send(&rarp(self.mac)).map(|_| ())
+    /// neighbours' tables. Frames get lost, so say it again after a while. The error is that of
+    /// the RARP; the guest is asked in any case.
+    ///
+    /// # Errors
+    /// What the tap says, `WouldBlock` if its queue is full.
+    pub fn announce(&self) -> io::Result<Announced> {
+        let (Some(tap), Some(link)) = (self.tap.upgrade(), self.link.upgrade()) else {
+            return Ok(Announced::Gone);
+        };
+        link.announce(|| tap.send(&rarp(self.mac)).map(|_| ()))
     }
 }
 
@@ -172,4 +211,38 @@ fn rarp(mac: [u8; 6]) -> [u8; HEADER_LEN + 60] {
     frame[22..28].copy_from_slice(&mac);
     frame[32..38].copy_from_slice(&mac);
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn golden_rarp() {
+        let golden = [
+            // virtio-net header
+            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, // to everybody, from the guest, RARP
+            0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x52, 0x54, 0, 1, 2, 3, 0x80, 0x35,
+            // Ethernet, IPv4, 6 and 4 bytes, "request reverse"
+            0, 1, 8, 0, 6, 4, 0, 3, // who says it, about whom
+            0x52, 0x54, 0, 1, 2, 3, 0, 0, 0, 0, 0x52, 0x54, 0, 1, 2, 3, 0, 0, 0, 0,
+        ];
+        let frame = rarp([0x52, 0x54, 0, 1, 2, 3]);
+        assert_eq!(frame[..golden.len()], golden);
+        assert!(frame[golden.len()..].iter().all(|b| *b == 0));
+    }
+
+    #[test]
+    fn only_a_running_machine_announces() {
+        let link = Link::new();
+        let said = |link: &Link| link.announce(|| Ok(())).unwrap();
+        assert_eq!(said(&link), Announced::Still);
+        link.run(false);
+        assert_eq!(said(&link), Announced::Sent, "also before a driver is there");
+        link.disconnect();
+        assert_eq!(said(&link), Announced::Sent, "a reset driver changes nothing");
+        assert_eq!(link.status(), LINK_UP, "no driver was asked");
+        link.park();
+        assert_eq!(said(&link), Announced::Still);
+    }
 }

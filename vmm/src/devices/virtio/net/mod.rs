@@ -20,7 +20,7 @@ use virtio_bindings::virtio_net::{
 };
 use virtio_queue::QueueState;
 
-pub use link::{Announcer, NetStats};
+pub use link::{Announced, Announcer, NetStats};
 
 use self::link::{Counters, Link};
 use self::worker::{NetWorker, Role, Slot};
@@ -140,10 +140,10 @@ impl NetDevice {
         Ok(device)
     }
 
-    /// A handle that tells the network where the guest is. Call it after each `resume` in a new
-    /// place.
+    /// A handle that tells the network where the guest is.
     pub fn announcer(&self) -> Announcer {
-        Announcer { tap: self.tap.clone(), mac: self.mac, link: self.link.clone() }
+        let (tap, link) = (Arc::downgrade(&self.tap), Arc::downgrade(&self.link));
+        Announcer { tap, mac: self.mac, link }
     }
 
     /// Frames so far.
@@ -270,8 +270,8 @@ impl VirtioDevice for NetDevice {
     }
 
     fn resume(&mut self) {
+        self.link.run(self.active.is_some());
         if let Some(thread) = &self.active {
-            self.link.run();
             thread.resume();
         }
     }
