@@ -1,0 +1,9 @@
+//! Guests that go from one host to another, seen from outside: by their consoles, by what they find
+//! in their memory, and by the processes and files that there are.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may fail by panicking")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod moved;
+mod site;
