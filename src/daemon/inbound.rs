@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::process::Child;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use migrate_engine::transport::identity::Ephemeral;
 use uuid::Uuid;
@@ -299,6 +299,7 @@ pub async fn follow(
         }
     }
     let mut source = None;
+    let mut told = false;
     match client.move_events().await {
         Ok(mut events) => loop {
             match events.next().await {
@@ -309,6 +310,7 @@ pub async fn follow(
                     if history::read(&daemon.dirs, report.move_id).is_err() {
                         history::keep(&daemon.dirs, &report);
                     }
+                    told = true;
                     break;
                 }
                 Ok(Some(MoveEvent::Words(words))) => {
@@ -330,8 +332,13 @@ pub async fn follow(
         Err(error) => tracing::warn!(GUEST = client.name(), %error, "a receiver is not heard"),
     }
     drop(reservation);
-    // What a killed receiver leaves is cleared up now, not when somebody looks.
+    // What a killed receiver leaves is cleared up now, not when somebody looks. Its connection
+    // breaks before its lock is free: all its memory is given back in between.
     let paths = daemon.dirs.guest(client.name());
+    let lost = Instant::now();
+    while !told && matches!(leftover::life(&paths), Ok(Life::Alive)) && lost.elapsed() < LAUNCH {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     if let Ok(Life::Dead(claim)) = leftover::life(&paths)
         && let Err(error) = leftover::clean(&daemon.dirs, &paths, claim)
     {
