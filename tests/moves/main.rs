@@ -5,5 +5,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod deaths;
 mod moved;
+mod refused;
 mod site;

@@ -1,0 +1,187 @@
+//! What dies in the middle of a move, or is told to stop. In the end there is one guest, which has
+//! all its memory, or none if the process that had the memory died; and nothing else is left.
+
+use nix::sys::signal::Signal;
+
+use crate::site::{Site, id_of, last, quiet, signal};
+use crate::support::{eventually, kvm, pid_of, wait_gone};
+
+/// At 8 MB/s a guest of this size copies for seconds: time enough to do something to it.
+const SLOW: [&str; 4] = ["--bandwidth", "8MB", "--max-downtime", "5s"];
+const PAGES: u64 = (24 + 8) * 256;
+
+/// Two hosts, and a guest on its way from the first to the second.
+fn under_way() -> (Site, String, i32) {
+    let site = Site::new();
+    let memory = ["--memory", "64M", "--cpus", "2"];
+    let guest = site.a.scribbler("web1", "ws=8M,data=24M,rate=500,hb=5ms,poll=5ms", &memory);
+    let id = site.a.begin("web1", &site.b, &SLOW);
+    site.a.until_copying(&id);
+    (site, id, pid_of(&guest))
+}
+
+/// The process that receives.
+#[track_caller]
+fn receiver(site: &Site) -> i32 {
+    eventually("a receiver", || {
+        let shown = site.b.home.json(&["show", "web1"]);
+        (shown.code == Some(0)).then(|| pid_of(&shown.json()))
+    })
+}
+
+/// The guest is where it was, whole, and nothing of it is at the other host; and it can be moved.
+#[track_caller]
+fn assert_kept_and_movable(site: &Site) {
+    site.b.assert_empty();
+    site.a.assert_runs("web1").verify_clean(PAGES);
+    site.a.moves("web1", &site.b);
+    assert_moved(site);
+}
+
+#[track_caller]
+fn assert_moved(site: &Site) {
+    site.a.assert_empty();
+    site.b.assert_runs("web1").verify_clean(PAGES);
+}
+
+#[test]
+fn the_receiver_is_killed() {
+    if !kvm() {
+        return;
+    }
+    let (site, id, _) = under_way();
+    signal(receiver(&site), Signal::SIGKILL);
+    assert_eq!(site.a.until_ended(&id)["outcome"], "kept");
+    assert_kept_and_movable(&site);
+}
+
+#[test]
+fn the_daemon_of_the_destination_is_killed() {
+    if !kvm() {
+        return;
+    }
+    let (mut site, id, _) = under_way();
+    site.b.end_daemon(Signal::SIGKILL);
+    let outcome = site.a.until_ended(&id)["outcome"].clone();
+    site.b.start_daemon();
+    match outcome.as_str() {
+        Some("moved") => assert_moved(&site),
+        _ => assert_kept_and_movable(&site),
+    }
+}
+
+#[test]
+fn the_daemon_of_the_source_is_killed_and_the_move_goes_on() {
+    if !kvm() {
+        return;
+    }
+    let (mut site, id, pid) = under_way();
+    site.a.end_daemon(Signal::SIGKILL);
+    site.a.start_daemon();
+    assert_eq!(site.a.until_ended(&id)["outcome"], "moved");
+    wait_gone(pid);
+    assert_moved(&site);
+    let history = site.a.home.done(&["history"]);
+    assert_eq!(history["moves"][0]["move_id"], id.as_str(), "{history}");
+}
+
+#[test]
+fn the_guest_process_is_killed() {
+    if !kvm() {
+        return;
+    }
+    let (site, id, pid) = under_way();
+    signal(pid, Signal::SIGKILL);
+    assert_eq!(site.a.until_ended(&id)["outcome"], "kept");
+    // Its memory is gone, and nobody pretends otherwise.
+    site.b.assert_empty();
+    eventually("the guest is not shown", || {
+        site.a.home.done(&["ls"])["guests"].as_array().unwrap().is_empty().then_some(())
+    });
+    site.a.assert_empty();
+}
+
+#[test]
+fn it_is_cancelled() {
+    if !kvm() {
+        return;
+    }
+    let (site, id, _) = under_way();
+    let ran = site.a.home.json(&["cancel", "web1"]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert_eq!(site.a.until_ended(&id)["outcome"], "kept");
+    assert_kept_and_movable(&site);
+}
+
+#[test]
+fn the_guest_is_stopped() {
+    if !kvm() {
+        return;
+    }
+    let (site, id, pid) = under_way();
+    let ran = site.a.home.json(&["stop", "web1"]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert_eq!(site.a.until_ended(&id)["outcome"], "kept");
+    wait_gone(pid);
+    site.a.assert_empty();
+    site.b.assert_empty();
+}
+
+#[test]
+fn the_guest_is_reset() {
+    if !kvm() {
+        return;
+    }
+    let (site, id, _) = under_way();
+    let mut console = site.a.home.console("web1");
+    let _ = site.a.home.json(&["reset", "web1"]);
+    // Keys that are pressed while it boots are lost.
+    console.until("it has booted again", |c| {
+        (c.text().matches("SCRIBBLER-READY").count() > 1).then_some(())
+    });
+    // Whether it goes on or ends: the guest is in one place, and whole.
+    match site.a.until_ended(&id)["outcome"].as_str() {
+        Some("moved") => assert_moved(&site),
+        _ => assert_kept_and_movable(&site),
+    }
+}
+
+#[test]
+fn ctrl_c_cancels_and_a_killed_command_does_not() {
+    if !kvm() {
+        return;
+    }
+    let site = Site::new();
+    let kind = "ws=8M,data=24M,rate=500,hb=5ms,poll=5ms";
+    site.a.scribbler("web1", kind, &["--memory", "64M", "--cpus", "2"]);
+    let words = [&["move", "web1", "--to", "beta", "--json"], &SLOW[..]].concat();
+
+    let child = site.a.home.spawn(&words);
+    receiver(&site);
+    signal(id_of(&child), Signal::SIGINT);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{output:?}");
+    site.b.assert_empty();
+    site.a.assert_runs("web1").verify_clean(PAGES);
+
+    let mut child = quiet(&mut site.a.home.command(&words)).spawn().unwrap();
+    receiver(&site);
+    signal(id_of(&child), Signal::SIGKILL);
+    child.wait().unwrap();
+    assert_moved(&site);
+}
+
+#[test]
+fn a_guest_that_is_moved_is_busy() {
+    if !kvm() {
+        return;
+    }
+    let (site, id, _) = under_way();
+    let second = site.a.tries("web1", "beta", &[]);
+    assert_eq!(second.code, Some(4), "{second:?}");
+    let error = last(&second)["error"].clone();
+    assert_eq!((&error["code"], &error["retryable"]), (&"busy".into(), &true.into()));
+    assert!(error["message"].as_str().unwrap().contains(&id), "{error}");
+    assert_eq!(site.a.home.json(&["cancel", "web1"]).code, Some(0));
+    assert_kept_and_movable(&site);
+}
