@@ -27,7 +27,7 @@ use crate::guest::moving::rights;
 use crate::host::registry;
 
 /// A switch that is not settled is tried for this long, and again when somebody asks.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 fn message_of(words: &Words) -> Option<Message> {
     hex::decode(&words.frame).and_then(|frame| relay::decode(&frame))

@@ -299,7 +299,9 @@ impl Daemon {
             return Ok(());
         };
         let own = self.identity().map(|i| i.host.name().clone());
-        for host in hosts.into_iter().filter(|h| Some(&h.name) != own.as_ref()) {
+        let removed = self.files.site()?.removed;
+        let others = hosts.into_iter().filter(|h| Some(&h.name) != own.as_ref());
+        for host in others.filter(|h| !removed.contains_key(&h.name)) {
             // What it says of itself is better than what others say.
             if !self.files.hosts()?.iter().any(|h| h.name == host.name) {
                 self.files.remember(host)?;
