@@ -105,7 +105,8 @@ impl Teller {
                     "a step does not succeed and is tried again ({step:?}): {why}"
                 ));
             }
-            Event::Ran => {}
+            // The source tells how far it is.
+            Event::Filling(_) | Event::Ran => {}
             Event::Audited { differing } if differing.is_empty() => {}
             Event::Audited { differing } => self.notice(format!(
                 "DEFECT: {} pages of the source differ from what was sent: dirty tracking missed \
