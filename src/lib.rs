@@ -4,6 +4,7 @@ pub mod adapter;
 pub mod api;
 pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod guest;
 pub mod host;
 pub mod show;

@@ -2,35 +2,26 @@
 
 use super::args::DaemonArgs;
 use super::args::host::{InitArgs, JoinArgs};
-use super::{Done, Session};
-use crate::api::{ErrorCode, Failure};
-
-/// This host's identity, as it was made.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct Made {
-    /// Version of this document.
-    pub schema: u32,
-    /// Name of this host in its site.
-    pub name: String,
-    /// It is the site's CA.
-    pub ca: bool,
-}
-
-fn absent() -> Failure {
-    Failure::new(ErrorCode::Unexpected, "this program was built without its daemon", "")
-}
+use super::{Done, OK, Session};
+use crate::api::Failure;
+pub use crate::daemon::identity::Made;
+use crate::daemon::identity::{self, OwnAuthority};
 
 /// `daemon`
-pub fn daemon(_session: &Session, _args: &DaemonArgs) -> Done {
-    Err(absent())
+pub fn daemon(session: &Session, args: &DaemonArgs) -> Done {
+    let options = crate::daemon::Options { end_with_parent: args.end_with_parent };
+    crate::daemon::run(&session.dirs, &options)?;
+    Ok(OK)
 }
 
 /// `host init`
-pub fn init(_session: &Session, _args: &InitArgs) -> Result<Made, Failure> {
-    Err(absent())
+pub fn init(session: &Session, args: &InitArgs) -> Result<Made, Failure> {
+    let own = args.ca_cert.as_deref().zip(args.ca_key.as_deref());
+    let own = own.map(|(certificate, key)| OwnAuthority { certificate, key });
+    identity::init(&session.dirs, args.name.as_deref(), own)
 }
 
 /// `host join`
-pub fn join(_session: &Session, _args: &JoinArgs) -> Result<Made, Failure> {
-    Err(absent())
+pub fn join(session: &Session, args: &JoinArgs) -> Result<Made, Failure> {
+    identity::join(&session.dirs, &args.invitation, args.name.as_deref())
 }

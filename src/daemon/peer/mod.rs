@@ -1,0 +1,5 @@
+//! Other daemons: what is said ([`proto`]) and the sessions in which it is said ([`link`],
+//! [`pool`]).
+
+pub mod link;
+pub mod proto;
