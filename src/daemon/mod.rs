@@ -7,34 +7,33 @@
 //! |---|---|
 //! | [`settings`] | `host.toml` |
 //! | [`identity`] | key, certificate, CA, hosts of the site; [`identity::init`], [`identity::join`] |
-//! | [`peer`] | other daemons: protocol, sessions |
+//! | [`service`] | the process: lock, signals, readiness, the work that recurs |
+//! | [`state`] | what the parts share |
+//! | [`api`] | the local API |
+//! | [`net`], [`peer`], [`answers`] | other daemons: port, protocol, sessions, what they may ask |
+//! | [`moves`] | moves in both directions, their events and reports |
+//! | [`inbound`], [`launcher`] | guests that arrive: room, receivers |
+//! | [`check`], [`facts`], [`metrics`] | what `host check` tests, what the host is like, counters |
 //!
 //! It never touches a guest's memory, never decides whose a guest is, and holds no guest's keys
 //! longer than it takes to hand them over.
 
+pub mod answers;
+pub mod api;
+pub mod check;
+pub mod facts;
 pub mod identity;
+pub mod inbound;
+pub mod launcher;
+pub mod metrics;
+pub mod moves;
+pub mod net;
 pub mod peer;
+pub mod service;
 pub mod settings;
+pub mod state;
 
-use crate::api::{ErrorCode, Failure};
-use crate::config::Dirs;
+pub use service::{Options, run};
 
 /// Program and release, as other hosts hear it.
 pub const PROGRAM: &str = concat!("migrate ", env!("CARGO_PKG_VERSION"));
-
-/// How the service runs.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Options {
-    /// End when the process that started it ends.
-    pub end_with_parent: bool,
-}
-
-/// Runs the service until it is told to stop (SIGTERM, SIGINT).
-///
-/// # Errors
-/// `busy` if one runs already for this instance; `file` or `bad-definition` if its files cannot
-/// be used.
-pub fn run(dirs: &Dirs, options: &Options) -> Result<(), Failure> {
-    let _ = (dirs, options);
-    Err(Failure::new(ErrorCode::Unexpected, "not yet", ""))
-}

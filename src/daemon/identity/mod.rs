@@ -32,7 +32,7 @@ use crate::config::{Dirs, hex, host_id};
 use crate::guest::lockfile::LockFile;
 use files::Paths;
 use hosts::Hosts;
-pub use join::join;
+pub use join::{join, resolve};
 
 /// Most open invitations.
 const MOST_INVITATIONS: usize = 64;

@@ -2,4 +2,5 @@
 //! [`pool`]).
 
 pub mod link;
+pub mod pool;
 pub mod proto;
