@@ -23,9 +23,9 @@ use vmm::scribbler::{self, Params};
 use super::failure;
 use super::machine::VmmMachines;
 use crate::api::{ErrorCode, Failure};
-use crate::config::{Cache, DiskDefinition, GuestDefinition, GuestPaths};
+use crate::config::{Cache, DiskDefinition, GuestDefinition, GuestPaths, NetDefinition, NetLink};
 use crate::guest::disks::{Asked, DiskSet, Part};
-use crate::guest::process::{OpenMachine, OpenedMachine};
+use crate::guest::process::{OpenMachine, OpenedMachine, Passed};
 use crate::guest::runtime::RuntimeDir;
 use crate::guest::save::SavedDisk;
 use crate::guest::server::{WaitConsole, Waited};
@@ -72,7 +72,7 @@ impl OpenMachine for VmmHost {
         &self,
         definition: &GuestDefinition,
         dir: &RuntimeDir,
-        console: Option<OwnedFd>,
+        passed: Passed,
         events: EventSink,
     ) -> Result<Opened, Failure> {
         let config = config(definition)?;
@@ -80,9 +80,7 @@ impl OpenMachine for VmmHost {
         check_host_memory(definition)?;
         let boot = boot_source(definition)?;
         let disks = definition.disks.iter().map(disk).collect::<Result<_, _>>()?;
-        let tap =
-            |net: &crate::config::NetDefinition| Tap::open(&net.tap).map_err(|e| failure::tap(&e));
-        let taps = definition.nets.iter().map(tap).collect::<Result<_, _>>()?;
+        let taps = taps(definition, passed.taps)?;
         let paths = dir.paths();
         let random = definition.rng.then(|| open_read("the source of randomness", RANDOM));
         let vsock = definition.vsock_cid.map(|cid| -> Result<_, Failure> {
@@ -97,7 +95,7 @@ impl OpenMachine for VmmHost {
             listener: Some(dir.bind(&paths.console())?),
             log: Some(log_files(paths)?),
             stdio: false,
-            file: console_output(definition, console)?,
+            file: console_output(definition, passed.console)?,
         };
         Ok(Opened {
             definition: definition.clone(),
@@ -248,6 +246,19 @@ fn disk(definition: &DiskDefinition) -> Result<OpenDisk, Failure> {
 
 fn open_read(what: &str, path: impl AsRef<Path>) -> Result<File, Failure> {
     File::open(&path).map_err(|e| failure::file(what, path.as_ref(), &e))
+}
+
+/// The tap of each interface: one that was `passed`, or an existing one.
+fn taps(definition: &GuestDefinition, passed: Vec<OwnedFd>) -> Result<Vec<Tap>, Failure> {
+    let mut passed = passed.into_iter();
+    let tap = |net: &NetDefinition| match &net.link {
+        NetLink::Tap(name) => Tap::open(name).map_err(|e| failure::tap(&e)),
+        link => match passed.next() {
+            Some(fd) => Tap::from_fd(fd).map_err(|e| failure::tap(&e)),
+            None => Err(failure::unexpected("no tap came with the launch", link)),
+        },
+    };
+    definition.nets.iter().map(tap).collect()
 }
 
 /// Where serial output goes beside socket and log: a passed descriptor, or a file that grows.

@@ -123,6 +123,31 @@ impl GuestClient {
         self.exchange(Method::POST, "/v1/stop", body, Some(deadline)).await
     }
 
+    /// Begins to move the guest.
+    pub async fn start_move(&self, start: &MoveStart) -> Result<serde_json::Value, CallError> {
+        let body = encode(Some(start))?;
+        self.exchange(Method::POST, "/v1/move", body, Some(CHANGE_DEADLINE)).await
+    }
+
+    /// Cancels the move that goes on.
+    pub async fn cancel_move(&self) -> Result<CancelAnswer, CallError> {
+        self.exchange(Method::POST, "/v1/move/cancel", None, Some(LOOK_DEADLINE)).await
+    }
+
+    /// Hands the process a word of the other side of a hand-over.
+    pub async fn heard(&self, words: &Words) -> Result<serde_json::Value, CallError> {
+        let body = encode(Some(words))?;
+        self.exchange(Method::POST, "/v1/move/heard", body, Some(LOOK_DEADLINE)).await
+    }
+
+    /// The events of the move that goes on, or of the last one, from its beginning.
+    pub async fn move_events(&self) -> Result<MoveEvents, CallError> {
+        let socket = self.paths.api();
+        let open = MoveEvents::open(&socket, "/v1/move/events".into());
+        let late = |_| Err(CallError::Late(LOOK_DEADLINE));
+        tokio::time::timeout(LOOK_DEADLINE, open).await.unwrap_or_else(late)
+    }
+
     /// Writes the guest into the file whose descriptor was handed over as `request.fd_token`.
     /// Not interrupted by Ctrl-C, a lost terminal or SIGTERM: the file gets its name only when the
     /// outcome is known.
@@ -156,34 +181,6 @@ impl GuestClient {
         let timeout_ms = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
         let path = format!("/v1/wait-console?text={}&timeout_ms={timeout_ms}", escape(text));
         self.call(Method::GET, &path, None::<&()>, Some(within.saturating_add(GRACE)))
-    }
-
-    /// Has the guest process begin to give its guest away.
-    pub async fn start_move(&self, start: &MoveStart) -> Result<(), CallError> {
-        self.order("/v1/move", Some(start)).await
-    }
-
-    /// Cancels the move of the guest, if it is not too late.
-    pub async fn cancel_move(&self) -> Result<CancelAnswer, CallError> {
-        self.exchange(Method::POST, "/v1/move/cancel", None, Some(CHANGE_DEADLINE)).await
-    }
-
-    /// Brings words of the other side.
-    pub async fn heard(&self, words: &Words) -> Result<(), CallError> {
-        self.order("/v1/move/heard", Some(words)).await
-    }
-
-    /// The events of the guest's move, from its beginning.
-    pub async fn move_events(&self) -> Result<MoveEvents, CallError> {
-        let api = self.paths.api();
-        let open = MoveEvents::open(&api, "/v1/move/events".to_owned());
-        let late = |_| Err(CallError::Late(LOOK_DEADLINE));
-        tokio::time::timeout(LOOK_DEADLINE, open).await.unwrap_or_else(late)
-    }
-
-    async fn order(&self, path: &str, body: Option<&impl Serialize>) -> Result<(), CallError> {
-        let call = self.exchange(Method::POST, path, encode(body)?, Some(CHANGE_DEADLINE));
-        call.await.map(|_: serde_json::Value| ())
     }
 
     fn call<R: DeserializeOwned>(

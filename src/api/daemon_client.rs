@@ -196,10 +196,6 @@ pub struct MoveEvents {
 }
 
 impl MoveEvents {
-    /// Opens the stream of events at `path` of an API.
-    ///
-    /// # Errors
-    /// As of every call.
     pub(super) async fn open(socket: &Path, path: String) -> Result<Self, CallError> {
         let lost = |e: hyper::Error| CallError::Lost(e.to_string());
         let stream = tokio::net::UnixStream::connect(socket).await.map_err(CallError::Connect)?;

@@ -23,7 +23,7 @@ pub const TOKEN_MAX: usize = 64;
 /// What the guest process answers on `fd.sock` once it holds the descriptor.
 pub const ACK: u8 = 1;
 /// Most descriptors in one message.
-pub const FDS_MAX: usize = 4;
+pub const FDS_MAX: usize = 20;
 /// The kernel's own limit (`SCM_MAX_FD`): with room for so many none can be cut off and leak.
 const KERNEL_MAX: usize = 253;
 
@@ -144,7 +144,7 @@ mod tests {
     fn too_many_descriptors_are_an_error_not_a_loss() {
         let (a, b) = UnixStream::pair().unwrap();
         let file = tempfile::tempfile().unwrap();
-        let raw = [file.as_raw_fd(); 8];
+        let raw = [file.as_raw_fd(); FDS_MAX + 1];
         sendmsg::<UnixAddr>(
             a.as_raw_fd(),
             &[IoSlice::new(b"x")],

@@ -4,7 +4,8 @@
 //!   process that starts it. Over it comes one message: the length of a JSON document (`u32`,
 //!   little endian), the document ([`LaunchSpec`]), and with the first byte the descriptors that
 //!   the document calls for, in this order: console output if `stdio_console`, then the saved
-//!   file, open for reading, if `load` is there. Nothing else is ever sent.
+//!   file, open for reading, if `load` is there, then a tap for each interface of the definition
+//!   that is in a bridge, in their order. Nothing else is ever sent.
 //! * The new process answers on its standard output with one line of JSON, a [`LaunchReply`], and
 //!   closes standard output. End of file without a line means that it died; the reason, if any,
 //!   is on its standard error.
@@ -55,6 +56,8 @@ pub struct LaunchFds<'a> {
     pub console: Option<BorrowedFd<'a>>,
     /// The saved file, open for reading, at its beginning; there if `load` is.
     pub load: Option<BorrowedFd<'a>>,
+    /// Taps that were made for this launch, attached; one for each such interface.
+    pub taps: &'a [OwnedFd],
 }
 
 /// The descriptors of a launch, owned by the receiver.
@@ -64,6 +67,8 @@ pub struct ReceivedFds {
     pub console: Option<OwnedFd>,
     /// See [`LaunchFds::load`].
     pub load: Option<OwnedFd>,
+    /// See [`LaunchFds::taps`].
+    pub taps: Vec<OwnedFd>,
 }
 
 /// Sends `spec` and the descriptors that it calls for.
@@ -75,8 +80,13 @@ pub fn send_launch(
     spec: &LaunchSpec,
     fds: LaunchFds<'_>,
 ) -> Result<(), LaunchError> {
-    if fds.console.is_some() != spec.stdio_console || fds.load.is_some() != spec.load.is_some() {
-        let got = usize::from(fds.console.is_some()) + usize::from(fds.load.is_some());
+    let fits = fds.console.is_some() == spec.stdio_console
+        && fds.load.is_some() == spec.load.is_some()
+        && fds.taps.len() == taps(spec);
+    let single = [fds.console, fds.load].into_iter().flatten();
+    let order: Vec<BorrowedFd<'_>> = single.chain(fds.taps.iter().map(AsFd::as_fd)).collect();
+    if !fits {
+        let got = order.len();
         return Err(LaunchError::Descriptors { got, wanted: wanted(spec) });
     }
     let json = serde_json::to_vec(spec)?;
@@ -86,7 +96,6 @@ pub fn send_launch(
     }
     let mut bytes = u32::try_from(json.len()).map_err(|_| too_long)?.to_le_bytes().to_vec();
     bytes.extend_from_slice(&json);
-    let order: Vec<BorrowedFd<'_>> = [fds.console, fds.load].into_iter().flatten().collect();
     Ok(send_with_fds(socket, &bytes, &order)?)
 }
 
@@ -114,7 +123,8 @@ pub fn receive_launch(socket: &UnixStream) -> Result<(LaunchSpec, ReceivedFds), 
     }
     let mut fds = fds.into_iter();
     let console = if spec.stdio_console { fds.next() } else { None };
-    Ok((spec, ReceivedFds { console, load: fds.next() }))
+    let load = if spec.load.is_some() { fds.next() } else { None };
+    Ok((spec, ReceivedFds { console, load, taps: fds.collect() }))
 }
 
 /// Writes the answer of a new guest process as one line.
@@ -142,7 +152,11 @@ pub fn receive_reply(input: impl Read) -> Result<LaunchReply, LaunchError> {
 }
 
 fn wanted(spec: &LaunchSpec) -> usize {
-    usize::from(spec.stdio_console) + usize::from(spec.load.is_some())
+    usize::from(spec.stdio_console) + usize::from(spec.load.is_some()) + taps(spec)
+}
+
+fn taps(spec: &LaunchSpec) -> usize {
+    spec.definition.nets.iter().filter(|net| net.link.is_made()).count()
 }
 
 fn read_exact(mut socket: &UnixStream, buffer: &mut [u8]) -> Result<(), LaunchError> {
@@ -159,6 +173,7 @@ impl ReceivedFds {
         LaunchFds {
             console: self.console.as_ref().map(AsFd::as_fd),
             load: self.load.as_ref().map(AsFd::as_fd),
+            taps: &self.taps,
         }
     }
 }
@@ -167,7 +182,7 @@ impl ReceivedFds {
 mod tests {
     use super::*;
     use crate::api::{ClockChoice, ErrorBody, ErrorCode, LoadSpec};
-    use crate::config::{Dirs, GuestDefinition, OnCrash, OnHostStop};
+    use crate::config::{Dirs, GuestDefinition, NetDefinition, NetLink, OnCrash, OnHostStop};
     use std::fs::File;
 
     fn spec(console: bool, load: bool) -> LaunchSpec {
@@ -203,6 +218,15 @@ mod tests {
         }
     }
 
+    /// With one interface whose tap is passed and one whose tap is there.
+    fn netted(console: bool, load: bool) -> LaunchSpec {
+        let mut spec = spec(console, load);
+        for link in [NetLink::Tap("t".into()), NetLink::Bridge("b".into())] {
+            spec.definition.nets.push(NetDefinition { link, mac: [2; 6], mtu: None });
+        }
+        spec
+    }
+
     fn marked(mark: &str) -> File {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(mark.as_bytes()).unwrap();
@@ -218,20 +242,23 @@ mod tests {
     fn every_combination_of_descriptors_arrives_in_its_place() {
         for (console, load) in [(false, false), (true, false), (false, true), (true, true)] {
             let (a, b) = UnixStream::pair().unwrap();
-            let sent = spec(console, load);
+            let sent = netted(console, load);
             let sender = std::thread::spawn(move || {
                 let (c, l) = (marked("console"), marked("load"));
                 let fds = LaunchFds {
                     console: console.then(|| c.as_fd()),
                     load: load.then(|| l.as_fd()),
+                    taps: &[marked("tap").into()],
                 };
-                send_launch(&a, &spec(console, load), fds).unwrap();
+                send_launch(&a, &netted(console, load), fds).unwrap();
             });
             let (got, fds) = receive_launch(&b).unwrap();
             sender.join().unwrap();
             assert_eq!(got.definition, sent.definition);
             assert_eq!(mark(fds.console), console.then(|| "console".to_string()));
             assert_eq!(mark(fds.load), load.then(|| "load".to_string()));
+            let taps: Vec<_> = fds.taps.into_iter().map(|t| mark(Some(t)).unwrap()).collect();
+            assert_eq!(taps, ["tap"]);
         }
     }
 

@@ -206,6 +206,9 @@ pub struct RoundLine {
     /// What a switch now would cost, if that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub predicted_downtime_ms: Option<f64>,
+    /// Rounds do not shrink any more. Only said in events, when it is so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stalled: bool,
     /// What is thought of it, in a sentence.
     pub advice: String,
 }
@@ -351,7 +354,7 @@ pub enum MoveEvent {
         /// Time that restoring took.
         restore_ms: f64,
     },
-    /// Something that people should hear: a stall, a step that is tried again.
+    /// Something that people should hear: a link that is lost, a step that is tried again.
     Notice {
         /// In a sentence.
         text: String,

@@ -204,7 +204,8 @@ pub struct RunArgs {
     /// A disk: PATH[,ro][,shared][,cache=none|writeback][,serial=TEXT]; may be repeated
     #[arg(long = "disk", value_name = "DISK", value_parser = parse_disk, help_heading = "Devices")]
     pub disks: Vec<DiskFile>,
-    /// A network interface: tap=NAME[,mac=MAC][,mtu=N]; may be repeated
+    /// A network interface: tap=NAME, bridge=NAME or network=NAME, then [,mac=MAC][,mtu=N]; may be
+    /// repeated
     #[arg(long = "net", value_name = "NET", value_parser = parse_net, help_heading = "Devices")]
     pub nets: Vec<NetFile>,
     /// A virtio console (hvc0) beside the serial port

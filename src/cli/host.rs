@@ -45,11 +45,7 @@ struct Made {
 }
 
 fn start_daemon(session: &Session, running: bool) -> String {
-    if running {
-        String::new()
-    } else {
-        format!("start its daemon: {}\n", session.command("daemon"))
-    }
+    if running { String::new() } else { format!("start its daemon: {}\n", session.start_daemon()) }
 }
 
 fn init(session: &Session, args: &InitArgs) -> Done {

@@ -20,6 +20,7 @@ pub mod values;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -48,7 +49,16 @@ struct Session {
 impl Session {
     /// The daemon of this instance.
     fn daemon(&self) -> DaemonClient {
-        DaemonClient::new(self.dirs.daemon_socket(), self.command("daemon"))
+        DaemonClient::new(self.dirs.daemon_socket(), self.start_daemon())
+    }
+
+    /// The command that starts it.
+    fn start_daemon(&self) -> String {
+        let system = self.dirs.config == Path::new("/etc/migrate");
+        if system && Path::new("/run/systemd/system").is_dir() {
+            return "systemctl start migrate".to_owned();
+        }
+        self.command("daemon")
     }
 
     /// A command as it is typed to reach this instance from any shell.

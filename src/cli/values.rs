@@ -76,15 +76,17 @@ pub fn parse_disk(value: &str) -> Result<DiskFile, String> {
     Ok(disk)
 }
 
-/// Parses `tap=NAME[,mac=MAC][,mtu=N]`.
+/// Parses `tap=NAME[,mac=MAC][,mtu=N]`, or with `bridge=NAME` or `network=NAME` in the tap's place.
 ///
 /// # Errors
 /// A sentence.
 pub fn parse_net(value: &str) -> Result<NetFile, String> {
-    let mut net = NetFile { tap: String::new(), mac: None, mtu: None };
+    let mut net = NetFile::default();
     for part in value.split(',') {
         match part.split_once('=') {
-            Some(("tap", tap)) => tap.clone_into(&mut net.tap),
+            Some(("tap", name)) => net.tap = Some(name.to_owned()),
+            Some(("bridge", name)) => net.bridge = Some(name.to_owned()),
+            Some(("network", name)) => net.network = Some(name.to_owned()),
             Some(("mac", mac)) => net.mac = Some(parse_mac(mac)?),
             Some(("mtu", mtu)) => {
                 let bad = |_| format!("'{mtu}' is not an MTU: write a number from 68 to 65535");
@@ -92,14 +94,18 @@ pub fn parse_net(value: &str) -> Result<NetFile, String> {
             }
             _ => {
                 return Err(format!(
-                    "'{part}' is not an option of an interface: there are tap=NAME, mac=MAC and \
-                     mtu=N"
+                    "'{part}' is not an option of an interface: there are tap=NAME, bridge=NAME, \
+                     network=NAME, mac=MAC and mtu=N"
                 ));
             }
         }
     }
-    if net.tap.is_empty() {
-        return Err("the interface has no tap: write for example --net tap=tap0".to_owned());
+    let links = [&net.tap, &net.bridge, &net.network];
+    let given: Vec<&String> = links.into_iter().flatten().collect();
+    if given.len() != 1 || given.iter().any(|name| name.is_empty()) {
+        return Err("an interface is joined to one of tap, bridge and network: write for example \
+                    --net tap=tap0"
+            .to_owned());
     }
     Ok(net)
 }
@@ -169,6 +175,7 @@ pub fn parse_percent(value: &str) -> Result<u8, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::NetLink;
     use proptest::prelude::*;
 
     #[test]
@@ -209,8 +216,20 @@ mod tests {
     fn nets() {
         let net = parse_net("tap=t0,mac=52:54:00:00:00:01,mtu=1400").unwrap();
         let mac = Some([0x52, 0x54, 0, 0, 0, 1]);
-        assert_eq!(net, NetFile { tap: "t0".into(), mac, mtu: Some(1400) });
-        for bad in ["", "t0", "mac=52:54:00:00:00:01", "tap=", "tap=a,mtu=x", "bridge=br0"] {
+        let tap = Some("t0".into());
+        assert_eq!(net, NetFile { tap, mac, mtu: Some(1400), ..NetFile::default() });
+        let link = |value: &str| parse_net(value).unwrap().link().unwrap();
+        assert_eq!(link("bridge=br0,mtu=1400"), NetLink::Bridge("br0".into()));
+        assert_eq!(link("network=lan"), NetLink::Network("lan".into()));
+        for bad in [
+            "",
+            "t0",
+            "mac=52:54:00:00:00:01",
+            "tap=",
+            "tap=a,mtu=x",
+            "bridge=br0,tap=t",
+            "bridge=",
+        ] {
             assert!(parse_net(bad).is_err(), "{bad}");
         }
     }

@@ -84,12 +84,42 @@ pub enum Cache {
 /// A network interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetDefinition {
-    /// Name of an existing tap.
-    pub tap: String,
+    /// What it is joined to.
+    #[serde(flatten)]
+    pub link: NetLink,
     /// MAC address; made once and kept.
     pub mac: [u8; 6],
     /// MTU that the guest is told.
     pub mtu: Option<u16>,
+}
+
+/// What a network interface is joined to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NetLink {
+    /// An existing tap of this name.
+    Tap(String),
+    /// A tap that is made in this bridge and lives as long as the guest.
+    Bridge(String),
+    /// The same, in the bridge that `host.toml` of the guest's host calls so.
+    Network(String),
+}
+
+impl NetLink {
+    /// Its tap is made by whoever starts the guest.
+    pub fn is_made(&self) -> bool {
+        !matches!(self, Self::Tap(_))
+    }
+}
+
+impl std::fmt::Display for NetLink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tap(name) => write!(f, "tap {name}"),
+            Self::Bridge(name) => write!(f, "bridge {name}"),
+            Self::Network(name) => write!(f, "network {name}"),
+        }
+    }
 }
 
 /// What happens after a crash.

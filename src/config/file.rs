@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Deserializer};
 use uuid::Uuid;
 
-use super::definition::{Cache, DiskDefinition, GuestDefinition, NetDefinition};
+use super::definition::{Cache, DiskDefinition, GuestDefinition, NetDefinition, NetLink};
 use super::definition::{OnCrash, OnHostStop};
 use super::names::{check_name, generate_mac, generate_name, parse_mac};
 use super::units::parse_size;
@@ -97,16 +97,51 @@ pub struct DiskFile {
 }
 
 /// `[[net]]`
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetFile {
     /// Name of an existing tap.
-    pub tap: String,
+    pub tap: Option<String>,
+    /// Or the bridge in which a tap is made.
+    pub bridge: Option<String>,
+    /// Or the name that `host.toml` gives such a bridge.
+    pub network: Option<String>,
     /// MAC address; made if absent.
     #[serde(default, deserialize_with = "mac")]
     pub mac: Option<[u8; 6]>,
     /// MTU that the guest is told.
     pub mtu: Option<u16>,
+}
+
+impl NetFile {
+    /// What it is joined to.
+    ///
+    /// # Errors
+    /// `bad-definition` unless exactly one of tap, bridge and network is given, with a name that
+    /// can be one.
+    pub fn link(&self) -> Result<NetLink, Failure> {
+        let links = [
+            self.tap.clone().map(NetLink::Tap),
+            self.bridge.clone().map(NetLink::Bridge),
+            self.network.clone().map(NetLink::Network),
+        ];
+        let mut given = links.into_iter().flatten();
+        let (Some(link), None) = (given.next(), given.next()) else {
+            return Err(refuse(
+                "an interface is joined to exactly one of tap, bridge and network",
+                "give one, for example bridge=br0",
+            ));
+        };
+        let (NetLink::Tap(name) | NetLink::Bridge(name) | NetLink::Network(name)) = &link;
+        let name_ok = |c: u8| c.is_ascii_graphic() && c != b'/' && c != b':';
+        if name.is_empty() || name.len() > IFNAME_MAX || !name.bytes().all(name_ok) {
+            return Err(refuse(
+                format!("'{name}' is not the name of an interface or a network"),
+                format!("give at most {IFNAME_MAX} characters without '/', ':' and blanks"),
+            ));
+        }
+        Ok(link)
+    }
 }
 
 fn size<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
@@ -336,29 +371,23 @@ fn finish_disks(disks: Vec<DiskFile>) -> Result<Vec<DiskDefinition>, Failure> {
 fn finish_nets(nets: Vec<NetFile>) -> Result<Vec<NetDefinition>, Failure> {
     let mut done: Vec<NetDefinition> = Vec::with_capacity(nets.len());
     for net in nets {
-        let NetFile { tap, mac, mtu } = net;
-        let name_ok = |c: u8| c.is_ascii_graphic() && c != b'/' && c != b':';
-        if tap.is_empty() || tap.len() > IFNAME_MAX || !tap.bytes().all(name_ok) {
-            return Err(refuse(
-                format!("'{tap}' is not the name of an interface"),
-                format!("give the name of an existing tap, at most {IFNAME_MAX} characters"),
-            ));
-        }
-        if done.iter().any(|n| n.tap == tap) {
-            return Err(refuse(format!("the tap {tap} is given twice"), "leave one out"));
+        let link = net.link()?;
+        let NetFile { mac, mtu, .. } = net;
+        if !link.is_made() && done.iter().any(|n| n.link == link) {
+            return Err(refuse(format!("the {link} is given twice"), "leave one out"));
         }
         // 68: the least MTU of IPv4 (RFC 791), and virtio's least (virtio 1.2, 5.1.4.1).
         if mtu.is_some_and(|mtu| mtu < 68) {
-            return Err(refuse(format!("the MTU of {tap} is below 68"), "give 68 to 65535"));
+            return Err(refuse(format!("the MTU of {link} is below 68"), "give 68 to 65535"));
         }
         let mac = mac.unwrap_or_else(generate_mac);
         if done.iter().any(|n| n.mac == mac) {
             return Err(refuse(
-                format!("two interfaces have the MAC address of {tap}"),
+                format!("two interfaces have the MAC address of {link}"),
                 "give each its own, or none",
             ));
         }
-        done.push(NetDefinition { tap, mac, mtu });
+        done.push(NetDefinition { link, mac, mtu });
     }
     Ok(done)
 }
@@ -404,6 +433,9 @@ mod tests {
             tap = "tap0"
             mac = "52:54:00:12:34:56"
             mtu = 9000
+            [[net]]
+            network = "lan"
+            mac = "52:54:00:12:34:57"
         "#;
         let json = serde_json::to_value(finished(text).unwrap()).unwrap();
         let golden = serde_json::json!({
@@ -418,12 +450,17 @@ mod tests {
                 {"path": "/data.img", "read_only": true, "shared": false, "cache": "writeback",
                  "serial": "data"}
             ],
-            "nets": [{"tap": "tap0", "mac": [0x52, 0x54, 0, 0x12, 0x34, 0x56], "mtu": 9000}],
+            "nets": [
+                {"tap": "tap0", "mac": [0x52, 0x54, 0, 0x12, 0x34, 0x56], "mtu": 9000},
+                {"network": "lan", "mac": [0x52, 0x54, 0, 0x12, 0x34, 0x57], "mtu": null}
+            ],
             "virtio_console": true, "rng": false, "vsock_cid": 5,
             "console_file": "/base/serial.log",
             "on_crash": "restart", "on_host_stop": "save"
         });
         assert_eq!(json, golden);
+        let back: GuestDefinition = serde_json::from_value(json).unwrap();
+        assert_eq!(back, finished(text).unwrap());
     }
 
     #[test]
@@ -454,6 +491,8 @@ mod tests {
             (format!("{net}mtu = 67"), "below 68"),
             (format!("{net}[[net]]\ntap = 't'"), "given twice"),
             ("guest = 'scribbler'\n[[net]]\ntap = '0123456789abcdef'".to_owned(), "interface"),
+            (format!("{net}bridge = 'b'"), "exactly one of"),
+            ("guest = 'scribbler'\n[[net]]\nmtu = 1400".to_owned(), "exactly one of"),
             ("name = 'A'\nguest = 'scribbler'".to_owned(), "not a guest name"),
             ("guest = 'scrabbler'".to_owned(), "no built-in guest"),
             ("guest = 'scribbler'\nkernel = 'k'".to_owned(), "both a kernel"),

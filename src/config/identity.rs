@@ -9,6 +9,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::definition::NetLink;
 use super::file::GuestFile;
 use super::names::generate_mac;
 use crate::api::{ErrorCode, Failure};
@@ -16,7 +17,7 @@ use crate::api::{ErrorCode, Failure};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Identity {
     uuid: Uuid,
-    /// By tap.
+    /// By tap; for an interface in a bridge by what it is joined to, and its number there.
     macs: BTreeMap<String, [u8; 6]>,
 }
 
@@ -46,8 +47,16 @@ pub fn keep_identity(file: &mut GuestFile, path: &Path) -> Result<(), Failure> {
     let fresh = || Identity { uuid: Uuid::new_v4(), macs: BTreeMap::new() };
     let mut identity = found.clone().unwrap_or_else(fresh);
     identity.uuid = *file.uuid.get_or_insert(identity.uuid);
+    let mut seen: BTreeMap<NetLink, u32> = BTreeMap::new();
     for net in &mut file.nets {
-        let kept = identity.macs.entry(net.tap.clone()).or_insert_with(generate_mac);
+        let link = net.link()?;
+        let number = seen.entry(link.clone()).or_default();
+        *number += 1;
+        let key = match &link {
+            NetLink::Tap(name) => name.clone(),
+            made => format!("{made} {number}"),
+        };
+        let kept = identity.macs.entry(key).or_insert_with(generate_mac);
         *kept = *net.mac.get_or_insert(*kept);
     }
     if found.as_ref() != Some(&identity) {
@@ -73,21 +82,23 @@ mod tests {
     fn an_identity_is_made_once_and_the_definition_wins() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.json");
-        let text = "guest = 'scribbler'\n[[net]]\ntap = 't0'";
-        let mut first = GuestFile::parse(text, "a").unwrap();
+        let two = "[[net]]\nbridge = 'b'\n".repeat(2);
+        let text = format!("guest = 'scribbler'\n{two}[[net]]\ntap = 't0'");
+        let mut first = GuestFile::parse(&text, "a").unwrap();
         keep_identity(&mut first, &path).unwrap();
-        let mut second = GuestFile::parse(text, "a").unwrap();
+        let mut second = GuestFile::parse(&text, "a").unwrap();
         keep_identity(&mut second, &path).unwrap();
-        assert!(first.uuid.is_some() && first.nets[0].mac.is_some());
+        assert!(first.uuid.is_some() && first.nets[2].mac.is_some());
         assert_eq!(first, second);
+        assert_ne!(first.nets[0].mac, first.nets[1].mac);
 
         let explicit = format!("{text}\nmac = '52:54:00:00:00:01'");
         let mut third = GuestFile::parse(&explicit, "a").unwrap();
         keep_identity(&mut third, &path).unwrap();
-        assert_eq!(third.nets[0].mac, Some([0x52, 0x54, 0, 0, 0, 1]));
+        assert_eq!(third.nets[2].mac, Some([0x52, 0x54, 0, 0, 0, 1]));
         assert_eq!(third.uuid, first.uuid);
         keep_identity(&mut second, &path).unwrap();
-        let mut fourth = GuestFile::parse(text, "a").unwrap();
+        let mut fourth = GuestFile::parse(&text, "a").unwrap();
         keep_identity(&mut fourth, &path).unwrap();
         assert_eq!(fourth.nets[0].mac, second.nets[0].mac);
 

@@ -9,9 +9,12 @@ mod host_id;
 mod identity;
 mod instance;
 mod names;
+mod networks;
 mod units;
 
-pub use definition::{Cache, DiskDefinition, GuestDefinition, NetDefinition, OnCrash, OnHostStop};
+pub use definition::{
+    Cache, DiskDefinition, GuestDefinition, NetDefinition, NetLink, OnCrash, OnHostStop,
+};
 pub use dirs::{Dirs, GuestPaths};
 pub use file::{DiskFile, GuestFile, NetFile};
 pub use host_id::host_id;
@@ -20,4 +23,5 @@ pub use instance::{Instance, SOCKET_PATH_MAX, Surroundings};
 pub use names::{
     NAME_MAX, check_name, format_mac, generate_mac, generate_name, parse_mac, parse_name,
 };
+pub use networks::bridge_of;
 pub use units::{parse_duration, parse_size};

@@ -1,39 +1,329 @@
-//! `migrate daemon`: the service of a host. It knows the host's guests, talks to commands over a
-//! Unix socket and to other daemons over QUIC, brings moves together and keeps their reports. It
-//! is not needed for a guest to live: guests go on when it stops, crashes or is upgraded, and a
-//! restarted one goes on where it was.
+//! The host daemon: it knows the host's guests, brings moves about, and talks to the daemons of
+//! other hosts. Guests run without it: it may end, crash and come back at any time.
 //!
 //! | module | what it does |
 //! |---|---|
-//! | [`settings`] | `host.toml` |
-//! | [`identity`] | key, certificate, CA, hosts of the site; [`identity::init`], [`identity::join`] |
-//! | [`service`] | the process: lock, signals, readiness, the work that recurs |
-//! | [`state`] | what the parts share |
-//! | [`api`] | the local API |
-//! | [`net`], [`peer`], [`answers`] | other daemons: port, protocol, sessions, what they may ask |
-//! | [`moves`] | moves in both directions, their events and reports |
-//! | [`inbound`], [`launcher`] | guests that arrive: room, receivers |
-//! | [`check`], [`facts`], [`metrics`] | what `host check` tests, what the host is like, counters |
+//! | [`config`] | `host.toml` |
+//! | [`identity`] | key, certificate, CA, known hosts: the files |
+//! | [`joining`] | `host init` and `host join` |
+//! | [`peer`], [`peers`] | what daemons say to each other, and how it is carried |
+//! | [`moves`] | moves away from here: begun, followed, kept in history |
+//! | [`inbound`] | moves to here: room reserved, receivers started and cleared up |
+//! | [`keeper`] | answers for guest processes that are gone |
+//! | [`history`] | reports of moves, as files |
+//! | [`check`] | what is well and what is not between two hosts |
+//! | [`api`], [`metrics`] | the HTTP API on the Unix socket |
 //!
-//! It never touches a guest's memory, never decides whose a guest is, and holds no guest's keys
-//! longer than it takes to hand them over.
+//! It never holds a guest's memory, and never decides whose a guest is: the hand-over does.
 
-pub mod answers;
-pub mod api;
-pub mod check;
-pub mod facts;
+mod api;
+mod check;
+pub mod config;
+mod history;
 pub mod identity;
-pub mod inbound;
-pub mod launcher;
-pub mod metrics;
-pub mod moves;
-pub mod net;
+mod inbound;
+pub mod joining;
+mod keeper;
+mod metrics;
+mod moves;
 pub mod peer;
-pub mod service;
-pub mod settings;
-pub mod state;
+mod peers;
 
-pub use service::{Options, run};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
-/// Program and release, as other hosts hear it.
-pub const PROGRAM: &str = concat!("migrate ", env!("CARGO_PKG_VERSION"));
+use jiff::Timestamp;
+use migrate_engine::transport::identity::HostName;
+use migrate_engine::transport::identity::renewal::Renewal;
+use migrate_engine::transport::quic::{Dialler, HostEndpoint, Settings};
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use uuid::Uuid;
+
+use crate::api::host::HostInfo;
+use crate::api::moving::HostRef;
+use crate::api::{ErrorCode, Failure};
+use crate::config::{Dirs, host_id};
+use crate::guest::facts::VERSION;
+use crate::guest::lockfile::LockFile;
+use config::Config;
+use identity::{Files, Identity};
+
+/// Time between two looks at the certificate's age.
+const RENEWAL_LOOK: Duration = Duration::from_secs(3600);
+
+/// The daemon. Everything of it is shared by its tasks, which run on one thread.
+struct Daemon {
+    dirs: Dirs,
+    config: Config,
+    files: Files,
+    id: Uuid,
+    started: Timestamp,
+    net: RwLock<Net>,
+    moves: moves::Moves,
+    inbound: inbound::Inbound,
+}
+
+/// This host among others; nothing before it has an identity.
+#[derive(Default)]
+struct Net {
+    identity: Option<Identity>,
+    dialler: Option<Dialler>,
+    listen: Option<std::net::SocketAddr>,
+    advice: Vec<String>,
+}
+
+fn unexpected(what: &str, error: &dyn std::fmt::Display) -> Failure {
+    Failure::new(ErrorCode::Unexpected, format!("{what}: {error}"), "see the daemon's log")
+}
+
+/// Runs the daemon of an instance until SIGTERM or SIGINT.
+///
+/// # Errors
+/// It cannot start: another one runs, a port is taken, a file is wrong.
+pub fn run(dirs: &Dirs) -> Result<(), Failure> {
+    dirs.prepare()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| unexpected("the daemon cannot start", &e))?;
+    runtime.block_on(serve(dirs))
+}
+
+async fn serve(dirs: &Dirs) -> Result<(), Failure> {
+    let lock = dirs.run.join("daemon.lock");
+    let held = LockFile::take(&lock).map_err(|e| unexpected("the daemon's lock", &e))?;
+    let Some(_lock) = held else {
+        return Err(Failure::new(
+            ErrorCode::AlreadyRunning,
+            format!("a daemon of this instance runs already ({} is locked)", lock.display()),
+            "use it: migrate host show",
+        ));
+    };
+    let daemon = Arc::new(Daemon {
+        dirs: dirs.clone(),
+        config: Config::read(&dirs.config.join("host.toml"))?,
+        files: Files::new(dirs),
+        id: host_id(dirs)?,
+        started: Timestamp::now(),
+        net: RwLock::default(),
+        moves: moves::Moves::default(),
+        inbound: inbound::Inbound::default(),
+    });
+    let listener = bind(&dirs.daemon_socket())?;
+    daemon.go_online()?;
+    history::prune(dirs);
+    daemon.adopt();
+    tokio::spawn(renew(Arc::clone(&daemon)));
+    let mut terminate = signal(SignalKind::terminate()).map_err(|e| unexpected("signals", &e))?;
+    notify("READY=1");
+    tracing::info!(pid = std::process::id(), "the daemon is ready");
+    let served = api::serve(listener, Arc::clone(&daemon));
+    tokio::select! {
+        ended = served => ended.map_err(|e| unexpected("the API", &e))?,
+        _ = terminate.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+    notify("STOPPING=1");
+    tracing::info!("the daemon ends; guests run on");
+    // Whoever connects finds nobody, not a socket that hangs.
+    let _ = std::fs::remove_file(dirs.daemon_socket());
+    Ok(())
+}
+
+/// Tells the service manager, if there is one (`sd_notify(3)`).
+fn notify(state: &str) {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let socket = std::os::unix::net::UnixDatagram::unbound();
+    let sent = socket.and_then(|socket| {
+        use std::os::linux::net::SocketAddrExt;
+        let bytes = path.as_encoded_bytes();
+        let address = match bytes.strip_prefix(b"@") {
+            Some(name) => std::os::unix::net::SocketAddr::from_abstract_name(name)?,
+            None => std::os::unix::net::SocketAddr::from_pathname(&path)?,
+        };
+        socket.send_to_addr(state.as_bytes(), &address)
+    });
+    if let Err(error) = sent {
+        tracing::warn!(%error, "the service manager was not told");
+    }
+}
+
+/// The API's socket, for its owner and, in the system instance, for the group `migrate`.
+fn bind(path: &Path) -> Result<UnixListener, Failure> {
+    // The lock is ours: what is there is a leftover.
+    let _ = std::fs::remove_file(path);
+    let failed = |e: std::io::Error| {
+        Failure::new(
+            ErrorCode::File,
+            format!("the socket {} cannot be made: {e}", path.display()),
+            "check the directory; a socket's path must be shorter than 108 bytes",
+        )
+    };
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    let group = nix::unistd::Group::from_name("migrate").ok().flatten();
+    let system = path.starts_with("/run/migrate");
+    let mode = match group.filter(|_| system) {
+        Some(group) => {
+            let given = nix::unistd::chown(path, None, Some(group.gid));
+            let above = path.parent().map(|dir| nix::unistd::chown(dir, None, Some(group.gid)));
+            if given.is_ok() && matches!(above, Some(Ok(()))) { 0o660 } else { 0o600 }
+        }
+        None => 0o600,
+    };
+    if mode == 0o660
+        && let Some(dir) = path.parent()
+    {
+        // To reach the socket, and nothing else of what lies there.
+        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o710)).map_err(failed)?;
+    }
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(failed)?;
+    Ok(listener)
+}
+
+impl Daemon {
+    /// This host, as others know it.
+    fn host_ref(&self) -> HostRef {
+        let name = self.identity().map_or_else(
+            || {
+                let name = nix::unistd::gethostname().unwrap_or_default();
+                name.to_string_lossy().into_owned()
+            },
+            |i| i.host.name().to_string(),
+        );
+        HostRef { id: self.id, name }
+    }
+
+    fn net(&self) -> std::sync::RwLockReadGuard<'_, Net> {
+        self.net.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn identity(&self) -> Option<Identity> {
+        self.net().identity.clone()
+    }
+
+    fn dialler(&self) -> Result<Dialler, Failure> {
+        self.net().dialler.clone().ok_or_else(|| {
+            Failure::new(
+                ErrorCode::NoIdentity,
+                "this host has no identity yet, so it cannot talk to others",
+                "make one: migrate host init (first host), or migrate host join LINE",
+            )
+        })
+    }
+
+    /// Reads the identity and opens the control port, if there is one and it is not open yet.
+    fn go_online(self: &Arc<Self>) -> Result<(), Failure> {
+        let Some(identity) = self.files.identity()? else { return Ok(()) };
+        let mut net = self.net.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(dialler) = &net.dialler {
+            dialler.replace(Arc::clone(&identity.host), Arc::clone(&identity.site));
+            net.identity = Some(identity);
+            return Ok(());
+        }
+        let (host, site) = (Arc::clone(&identity.host), Arc::clone(&identity.site));
+        let endpoint = HostEndpoint::bind(self.config.listen, host, site, Settings::default())
+            .map_err(|e| {
+                Failure::new(
+                    ErrorCode::BadNet,
+                    format!("cannot open the control port {}: {e}", self.config.listen),
+                    "free the port, or change listen in host.toml",
+                )
+            })?;
+        net.listen = endpoint.local_addr().ok();
+        net.advice = endpoint.advice().iter().map(ToString::to_string).collect();
+        net.dialler = Some(endpoint.dialler().clone());
+        net.identity = Some(identity);
+        drop(net);
+        tokio::spawn(peers::answer(Arc::clone(self), endpoint));
+        Ok(())
+    }
+
+    /// How others reach this daemon.
+    fn address(&self) -> String {
+        if let Some(advertised) = &self.config.advertise {
+            return advertised.clone();
+        }
+        let listen = self.net().listen.unwrap_or(self.config.listen);
+        if listen.ip().is_unspecified() {
+            format!(":{}", listen.port())
+        } else {
+            listen.to_string()
+        }
+    }
+
+    fn info(&self) -> HostInfo {
+        let memory = inbound::memory();
+        let guests = crate::host::registry::names(&self.dirs).map_or(0, |n| n.len());
+        let ends = self.identity().map(|i| i.host.not_after().0);
+        let net = self.net();
+        HostInfo {
+            schema: 1,
+            host: {
+                drop(net);
+                self.host_ref()
+            },
+            version: VERSION.into(),
+            pid: std::process::id(),
+            started: self.started,
+            listen: self.net().listen.map(|l| l.to_string()),
+            certificate_ends: ends
+                .and_then(|s| Timestamp::from_second(i64::try_from(s).ok()?).ok()),
+            cpus: std::thread::available_parallelism()
+                .map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
+            memory_total_bytes: memory.total,
+            memory_available_bytes: memory.available,
+            memory_reserved_bytes: self.inbound.reserved(),
+            guests: u32::try_from(guests).unwrap_or(u32::MAX),
+            moves_running: self.moves.running() + self.inbound.running(),
+            advice: self.net().advice.clone(),
+            now: Timestamp::now(),
+        }
+    }
+
+    /// Goes on with what guest processes were doing before this daemon began.
+    fn adopt(self: &Arc<Self>) {
+        let Ok(names) = crate::host::registry::names(&self.dirs) else { return };
+        for name in names {
+            let daemon = Arc::clone(self);
+            tokio::spawn(async move { daemon.adopt_guest(name).await });
+        }
+    }
+
+    async fn adopt_guest(self: Arc<Self>, name: String) {
+        use crate::api::GuestState;
+        let client = crate::api::client::GuestClient::new(&name, self.dirs.guest(&name));
+        let Ok(info) = client.info_async(Duration::from_secs(5)).await else { return };
+        if info.state == GuestState::Arriving {
+            inbound::follow(self, client, info.uuid, None, None).await;
+        } else {
+            moves::readopt(self, client, info.uuid).await;
+        }
+    }
+}
+
+/// Renews the host's certificate when it is due.
+async fn renew(daemon: Arc<Daemon>) {
+    loop {
+        let due =
+            daemon.identity().filter(|i| matches!(i.host.renewal(identity::now()), Renewal::Now));
+        if let Some(identity) = due {
+            match joining::renew(&daemon, identity.host.name()).await {
+                Ok(()) => tracing::info!("the host's certificate is renewed"),
+                Err(failure) => {
+                    tracing::warn!(%failure, "the host's certificate is due and was not renewed");
+                }
+            }
+        }
+        tokio::time::sleep(RENEWAL_LOOK).await;
+    }
+}
+
+/// A host's name, from text.
+fn host_name(text: &str) -> Result<HostName, Failure> {
+    text.parse().map_err(|e: migrate_engine::transport::identity::name::BadName| {
+        Failure::new(ErrorCode::Usage, e.to_string(), "see the hosts there are: migrate host ls")
+    })
+}

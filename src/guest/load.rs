@@ -234,7 +234,7 @@ pub fn account_for_pause(choice: ClockChoice, saved: Timestamp, now: Timestamp) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Cache, DiskDefinition, NetDefinition};
+    use crate::config::{Cache, DiskDefinition, NetDefinition, NetLink};
     use crate::guest::testing::definition;
     use uuid::Uuid;
 
@@ -247,7 +247,11 @@ mod tests {
             cache: Cache::None,
             serial: "s".into(),
         });
-        definition.nets.push(NetDefinition { tap: "t".into(), mac: [2; 6], mtu: None });
+        definition.nets.push(NetDefinition {
+            link: NetLink::Tap("t".into()),
+            mac: [2; 6],
+            mtu: None,
+        });
         Metadata {
             definition,
             term: 3,
@@ -371,7 +375,7 @@ mod tests {
         let unseen: [fn(&mut GuestDefinition); 4] = [
             |d| d.name = "two".into(),
             |d| d.disks[0].path = "/elsewhere".into(),
-            |d| d.nets[0].tap = "u".into(),
+            |d| d.nets[0].link = NetLink::Bridge("u".into()),
             |d| d.huge_pages = true,
         ];
         for change in unseen {

@@ -212,7 +212,9 @@ impl<M: MakeMachine> Owner<M> {
     /// Its memory cannot be reached.
     pub fn new(parts: Parts<M>) -> std::io::Result<Self> {
         let handles = Some(parts.machine.handles()?);
-        let arrived = parts.facts.loaded_pause_ms.is_some();
+        // One that runs already was announced when it was resumed.
+        let arrived =
+            parts.facts.loaded_pause_ms.is_some() && matches!(parts.machine, First::Paused(_));
         Ok(Self {
             state: match parts.machine {
                 First::Paused(machine) => State::Paused(machine),

@@ -52,6 +52,15 @@ use crate::config::{Dirs, GuestDefinition, OnHostStop, host_id};
 /// Journals that no saved file knows are kept this long, as exit records are.
 const JOURNALS_KEPT: Duration = Duration::from_hours(14 * 24);
 
+/// What came open with the launch document, for the machine.
+#[derive(Debug, Default)]
+pub struct Passed {
+    /// Where console output goes as well.
+    pub console: Option<OwnedFd>,
+    /// A tap for each interface whose tap was made for this process, in their order.
+    pub taps: Vec<OwnedFd>,
+}
+
 /// Opens what a guest is made of.
 pub trait OpenMachine {
     /// What it opens.
@@ -63,7 +72,7 @@ pub trait OpenMachine {
         &self,
         definition: &GuestDefinition,
         dir: &RuntimeDir,
-        console: Option<OwnedFd>,
+        passed: Passed,
         events: EventSink,
     ) -> Result<Self::Opened, Failure>;
 }
@@ -261,14 +270,14 @@ fn build<O: OpenMachine>(
     check_name(&spec.definition.name)?;
     check_paths(&spec.definition)?;
     let caller = watch_caller(&spec, launch)?;
-    let ReceivedFds { console, load } = fds;
+    let ReceivedFds { console, load, taps } = fds;
     let source = open_source(spec.load.as_ref(), load)?;
     let no_counter = |e| unexpected("no event counter", &e);
     let (events, guest_events) = channel_pair().map_err(no_counter)?;
     let (inbox, sources) =
         inbox::sources(guest_events, Some(signals), caller).map_err(no_counter)?;
 
-    let taken = take(machine, &spec, source.as_ref(), console, events)?;
+    let taken = take(machine, &spec, source.as_ref(), Passed { console, taps }, events)?;
     let (machines, wait_console) = taken.opened.start()?;
     let frame = Frame {
         spec,
@@ -422,7 +431,7 @@ fn take<O: OpenMachine>(
     machine: &O,
     spec: &LaunchSpec,
     source: Option<&Source>,
-    console: Option<OwnedFd>,
+    passed: Passed,
     events: EventSink,
 ) -> Result<Taken<O::Opened>, Failure> {
     let (definition, dirs) = (&spec.definition, &spec.dirs);
@@ -433,10 +442,14 @@ fn take<O: OpenMachine>(
     }
     let journal = Journal::take(&journal_dir)?;
     let whose = whose(definition, dirs)?;
-    let mut opened = machine.open(definition, &dir, console, events)?;
-    let asked = Asked { guest: definition.uuid, claim: Claim::Start };
-    let disk_set = opened.claim_disks(asked)?;
-    let beside = disk_set.read_for_start().map_err(|e| DiskSetError::from(e).failure())?;
+    let mut opened = machine.open(definition, &dir, passed, events)?;
+    let claim = if spec.receive.is_some() { Claim::Receive } else { Claim::Start };
+    let disk_set = opened.claim_disks(Asked { guest: definition.uuid, claim })?;
+    let beside = match claim {
+        Claim::Start => disk_set.read_for_start(),
+        Claim::Receive => disk_set.read_beside(),
+    };
+    let beside = beside.map_err(|e| DiskSetError::from(e).failure())?;
     let disks = opened.disks();
     let known = Known { last: journal.last(), whose: &whose, beside };
     let right = match (source, &spec.receive) {

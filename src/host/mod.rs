@@ -5,3 +5,4 @@ pub mod exits;
 pub mod leftover;
 pub mod registry;
 pub mod spawn;
+pub mod taps;

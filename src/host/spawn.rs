@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, SystemTime};
 
-use super::exits;
+use super::{exits, taps};
 use crate::api::launch::{LaunchError, LaunchFds, receive_reply, send_launch};
 use crate::api::{ErrorCode, Failure, GuestInfo, LaunchReply, LaunchSpec};
 
@@ -96,11 +96,12 @@ fn start_process(
         )
     })?;
     let start_of_log = log.metadata().map_or(0, |m| m.len());
+    let taps = taps::make(&spec.definition, &spec.dirs)?;
     let (ours, theirs) = UnixStream::pair().map_err(|e| cannot_start(&e))?;
     let mut child = start(theirs, log).map_err(|e| cannot_start(&e))?;
 
     // A process that died early breaks the socket; why it died is told by its answer or its log.
-    let fds = LaunchFds { console: None, load: load.map(AsFd::as_fd) };
+    let fds = LaunchFds { console: None, load: load.map(AsFd::as_fd), taps: &taps };
     let reply = match send_launch(&ours, spec, fds) {
         Ok(()) | Err(LaunchError::Io(_)) => wait_for_reply(&mut child, deadline),
         Err(other) => Err(NoReply::Broken(other)),

@@ -90,7 +90,7 @@ pub fn page(info: &GuestInfo, now: jiff::Timestamp, style: Style) -> String {
         rows.push(("disk", format!("{} ({}{read_only})", disk.path.display(), disk.serial)));
     }
     for net in &d.nets {
-        rows.push(("net", format!("tap {}, {}", net.tap, format_mac(net.mac))));
+        rows.push(("net", format!("{}, {}", net.link, format_mac(net.mac))));
     }
     if info.resets > 0 {
         rows.push(("resets", info.resets.to_string()));

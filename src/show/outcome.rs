@@ -34,7 +34,10 @@ pub fn moved(report: &MoveReport, style: Style) -> String {
 pub fn not_moved(report: &MoveReport, style: Style) -> String {
     let (guest, from, to) = (safe(&report.guest), safe(&report.from.name), safe(&report.to.name));
     let id = report.move_id;
-    let why = report.error.as_ref().map(|e| format!(": {}", safe(&e.message)));
+    // Whoever wrote the cause may have begun like this sentence.
+    let same = format!("the guest was not moved to {to}: ");
+    let cause = report.error.as_ref().map(|e| safe(&e.message));
+    let why = cause.map(|cause| format!(": {}", cause.strip_prefix(&same).unwrap_or(&cause)));
     let why = why.unwrap_or_default();
     let remedy = report.error.as_ref().map(|e| safe(&e.remedy)).filter(|r| !r.is_empty());
     let (what, place, next) = match report.outcome {

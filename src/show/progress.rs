@@ -4,9 +4,6 @@ use super::style::safe;
 use super::units::{bytes, millis, span};
 use crate::api::moving::{MoveEvent, MoveOptions, MovePhase, OnStall, RoundLine};
 
-/// Rounds in a row that must not shrink before it is called a stall.
-const STALL_ROUNDS: u32 = 2;
-
 /// A move as far as its events tell. Also takes the events again from the beginning, as a daemon
 /// that was restarted sends them.
 #[derive(Clone, Debug)]
@@ -18,8 +15,8 @@ pub struct Progress {
     /// The last round that ended.
     round: Option<RoundLine>,
     now: Now,
-    stalled_rounds: u32,
-    stall_told: bool,
+    /// So much was left when a stall was told of.
+    stall_told: Option<u64>,
     /// The events come again from the beginning, and what was seen is to be passed over.
     again: bool,
 }
@@ -55,8 +52,7 @@ impl Progress {
             phase: None,
             round: None,
             now: Now::default(),
-            stalled_rounds: 0,
-            stall_told: false,
+            stall_told: None,
             again: false,
         }
     }
@@ -131,45 +127,31 @@ impl Progress {
         }
     }
 
-    /// What is to be said when rounds do not shrink, once for each time that it begins.
+    /// What is to be said when rounds do not shrink: at once, and again only when things have
+    /// become much better and have then got stuck once more.
     fn stall(&mut self, line: &RoundLine) -> Option<String> {
-        let ceiling = to_f64(self.options.max_downtime_ms);
-        let shrinks = self.round.as_ref().is_none_or(|before| {
-            // A tenth less is progress.
-            line.dirty_bytes < before.dirty_bytes - before.dirty_bytes / 10
-        });
-        let fits = line.predicted_downtime_ms.is_some_and(|ms| ms <= ceiling);
-        if shrinks || fits {
-            (self.stalled_rounds, self.stall_told) = (0, false);
+        let told = self.stall_told.is_some_and(|then| line.dirty_bytes > then / 2);
+        if !line.stalled || told {
             return None;
         }
-        self.stalled_rounds += 1;
-        if self.stalled_rounds < STALL_ROUNDS || std::mem::replace(&mut self.stall_told, true) {
-            return None;
-        }
+        self.stall_told = Some(line.dirty_bytes);
         let (guest, to) = (&self.guest, &self.to);
-        let what = format!(
-            "{guest}: rounds do not shrink: {}/s are written, {}/s get across",
-            bytes(line.dirty_bytes_per_s),
-            bytes(line.bandwidth_bytes_per_s)
-        );
         let next = match self.options.on_stall {
             OnStall::Wait => {
-                let predicted = line.predicted_downtime_ms;
-                let downtime = predicted.map_or_else(
+                let downtime = line.predicted_downtime_ms.map_or_else(
                     || "--on-stall pause".to_owned(),
                     |ms| format!("--max-downtime {}", rounded_up(ms)),
                 );
                 format!(
-                    "it goes on until they do or {} are over. What would end it: migrate cancel \
-                     {guest} && migrate move {guest} --to {to} {downtime}",
+                    "It goes on until they shrink or {} are over. What would end it: migrate \
+                     cancel {guest} && migrate move {guest} --to {to} {downtime}",
                     span(self.options.timeout_ms / 1000)
                 )
             }
-            OnStall::Pause => "it will switch all the same (--on-stall pause)".to_owned(),
-            OnStall::Cancel => "it will be cancelled (--on-stall cancel)".to_owned(),
+            OnStall::Pause => "It will switch all the same (--on-stall pause).".to_owned(),
+            OnStall::Cancel => "It will be cancelled (--on-stall cancel).".to_owned(),
         };
-        Some(format!("{what}; {next}"))
+        Some(format!("{guest}: {}. {next}", safe(&line.advice)))
     }
 
     /// The phase, in words.
@@ -276,11 +258,6 @@ fn rounded_up(ms: f64) -> String {
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "compared only")]
-fn to_f64(n: u64) -> f64 {
-    n as f64
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -339,24 +316,22 @@ mod tests {
 
     #[test]
     fn a_stall_is_told_once_with_the_command_that_helps() {
+        let stalled = |number, dirty| {
+            let MoveEvent::Round(mut line) = round(number, dirty, 1500.0) else { unreachable!() };
+            (line.stalled, line.advice) = (true, "rounds stopped shrinking".into());
+            MoveEvent::Round(line)
+        };
         let mut p = progress();
         assert_eq!(p.take(&round(0, 300, 1500.0)).notice, None);
-        assert_eq!(p.take(&round(1, 300, 1500.0)).notice, None);
-        let notice = p.take(&round(2, 295, 1480.0)).notice.unwrap();
+        let notice = p.take(&stalled(1, 300)).notice.unwrap();
         assert_eq!(
             notice,
-            "web1: rounds do not shrink: 200M/s are written, 180M/s get across; it goes on until \
-             they do or 30m 0s are over. What would end it: migrate cancel web1 && migrate move \
-             web1 --to host2 --max-downtime 2s"
+            "web1: rounds stopped shrinking. It goes on until they shrink or 30m 0s are over. What \
+             would end it: migrate cancel web1 && migrate move web1 --to host2 --max-downtime 2s"
         );
-        assert_eq!(p.take(&round(3, 295, 1480.0)).notice, None, "once");
-        assert_eq!(p.take(&round(4, 100, 500.0)).notice, None);
-        assert_eq!(p.take(&round(5, 100, 500.0)).notice, None);
-        assert!(p.take(&round(6, 100, 500.0)).notice.is_some(), "again, as it begins again");
-        let mut small = progress();
-        for n in 0..5 {
-            assert_eq!(small.take(&round(n, 10, 50.0)).notice, None, "it fits");
-        }
+        assert_eq!(p.take(&round(2, 290, 1480.0)).notice, None);
+        assert_eq!(p.take(&stalled(3, 295)).notice, None, "once");
+        assert!(p.take(&stalled(4, 100)).notice.is_some(), "again, at another place");
     }
 
     #[test]

@@ -9,8 +9,12 @@ mod bad_input;
 mod containment;
 mod cut_saves;
 mod damaged;
+mod demo;
 mod foreground;
 mod leftovers;
 mod life;
+mod networks;
+
 mod saves;
+mod shared;
 mod unprivileged;

@@ -1,9 +1,10 @@
 //! Real guests, as a user meets them: the built binary in a private instance of its own. Nothing
 //! here calls into the code under test but for the layout of the instance's directories.
 
-#![allow(dead_code, reason = "not every test program uses everything")]
+#![allow(dead_code, unused_imports, reason = "not every test program uses everything")]
 
 mod console;
+pub mod lab;
 mod namespace;
 
 pub use console::Console;

@@ -60,7 +60,7 @@ pub const UNSAFE_FILES: &[(&str, &str)] = &[
     ),
     ("src/api/fds.rs", "takes over descriptors that came over a socket"),
     ("src/guest/sys.rs", "process-wide system calls that no safe crate wraps"),
-    ("vmm/src/devices/tap_ioctl.rs", "ioctls of a tap, which no crate wraps"),
+    ("vmm/src/devices/tap_ioctl.rs", "ioctls of a tap and of its bridge, which no crate wraps"),
     ("vmm/src/devices/virtio/block/sys.rs", "vectored disk I/O on guest memory, disk ioctls"),
     ("vmm/src/devices/virtio/net/gather.rs", "vectored tap I/O on guest memory"),
     ("vmm/src/eventfd.rs", "lends the descriptor of a foreign type that has no AsFd"),

@@ -79,7 +79,7 @@ pub(super) struct Place<W> {
     /// The first round that is not acknowledged.
     pub(super) open: AtomicU64,
     /// Bytes of memory written.
-    pub(super) written: AtomicU64,
+    pub(super) written: Arc<AtomicU64>,
 }
 
 /// What the thread of a lane tells.

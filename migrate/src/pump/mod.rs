@@ -40,7 +40,7 @@ pub(crate) mod fake;
 
 pub use audit::Sealed;
 pub use cancel::Cancel;
-pub use recv::{RecvError, Target};
+pub use recv::{RecvError, Target, Written};
 pub use send::{Lanes, Live, SendFail, Source, Tally};
 pub use talk::{Talk, TalkError};
 

@@ -107,6 +107,17 @@ struct Done {
     sums: Sums,
 }
 
+/// How much has arrived; for progress displays. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Written(Arc<AtomicU64>);
+
+impl Written {
+    /// Bytes of memory with content written so far.
+    pub fn bytes(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// A region at the target, on one link after another.
 pub struct Target<W> {
     place: Arc<Place<W>>,
@@ -143,7 +154,7 @@ impl<W: WriteUnits + 'static> Target<W> {
             key,
             table: Mutex::new(DigestTable::new(layout)),
             open: AtomicU64::new(0),
-            written: AtomicU64::new(0),
+            written: Arc::default(),
         };
         let events = mpsc::channel(1).1;
         let open = Open::default();
@@ -326,6 +337,11 @@ impl<W: WriteUnits + 'static> Target<W> {
     /// Bytes of memory with content written so far.
     pub fn written(&self) -> u64 {
         self.place.written.load(Ordering::Relaxed)
+    }
+
+    /// The same while lanes are at work, for progress displays.
+    pub fn live(&self) -> Written {
+        Written(Arc::clone(&self.place.written))
     }
 }
 

@@ -23,6 +23,15 @@ const INBOX: usize = 64;
 /// How long an ended session holds a link for what it said last.
 const FAREWELL: Duration = Duration::from_secs(5);
 
+/// What is known of the conversation with the other side.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Peer {
+    /// Its last word came around the link: so does the answer.
+    pub(super) around: bool,
+    /// It has said its last word: nothing more needs to reach it.
+    pub(super) ended: bool,
+}
+
 /// A session's end of the control stream.
 #[derive(Debug)]
 pub(super) struct Line {
@@ -149,13 +158,23 @@ impl Line {
             return;
         }
         self.inbox = None;
-        let last = async {
-            while let Some(frame) = self.waiting.pop_front() {
-                if self.sender.send(frame).await.is_err() {
+        let Self { sender, receiver, handle, waiting, .. } = self;
+        let said = async {
+            while let Some(frame) = waiting.pop_front() {
+                if sender.send(frame).await.is_err() {
                     return;
                 }
             }
-            self.handle.ended().await;
+            std::future::pending::<()>().await;
+        };
+        // What it still says is not wanted, but must not keep it from closing.
+        let heard = async { while let Ok(Some(_)) = receiver.recv().await {} };
+        let last = async {
+            tokio::select! {
+                () = said => {}
+                () = heard => {}
+                _ = handle.ended() => {}
+            }
         };
         let _ = tokio::time::timeout(limit, last).await;
         self.drop_link(CloseCode::Done, "the session has ended");

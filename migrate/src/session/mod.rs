@@ -43,7 +43,7 @@ pub use report::{Phase, Reason, Report};
 use crate::converge::Advice;
 use crate::handover::effect::Step;
 use crate::precopy::RoundReport;
-use crate::pump::Live;
+use crate::pump::{Live, Written};
 
 /// Something from outside, at any time.
 #[derive(Clone, Debug)]
@@ -67,6 +67,8 @@ pub enum Event {
     Phase(Phase),
     /// Copying began; the handle tells how far the round is that goes on.
     Copying(Live),
+    /// Memory begins to arrive; the handle tells how much has.
+    Filling(Written),
     /// A round is done, and this is thought of it.
     Round(Box<RoundReport>, Box<Advice>),
     /// The trial restore at the target is done.

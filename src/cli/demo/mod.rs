@@ -8,7 +8,7 @@ mod world;
 use std::io;
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use self::observer::{Observer, Seen};
 use self::world::{GUEST, HOSTS, World};
@@ -23,6 +23,7 @@ use crate::api::{ErrorCode, Failure};
 use crate::config::GuestPaths;
 use crate::host::leftover::{Life, life};
 use crate::show::demo::{Proof, next, proof};
+use crate::show::outcome::outcome_word;
 
 /// The key that makes a scribbler verify all of its memory.
 const VERIFY_KEY: u8 = b'v';
@@ -30,8 +31,9 @@ const VERIFY_KEY: u8 = b'v';
 const VERIFY_DEADLINE: Duration = Duration::from_mins(3);
 /// How long the heartbeat is watched before the move, to see what is usual.
 const USUAL: Duration = Duration::from_secs(2);
-/// How long the first heartbeat at the destination may be waited for once it runs there.
-const HEARTBEAT_DEADLINE: Duration = Duration::from_secs(10);
+/// How long is waited, once the guest is moved, for its heartbeat at the destination and for the
+/// end of its process at the source.
+const ARRIVAL_DEADLINE: Duration = Duration::from_secs(10);
 /// Least RAM of the guest.
 const MEMORY_MIN: u64 = 64 << 20;
 
@@ -51,23 +53,31 @@ pub fn demo(session: &Session, args: &DemoArgs) -> Done {
         ));
     }
     crate::adapter::check_kvm()?;
-    let mut world = World::new(args.keep)?;
     let runtime = runtime().map_err(|e| unexpected(&e))?;
+    // From here on no signal ends us without cleaning up.
+    let (mut ending, mut interrupt) = {
+        let _inside = runtime.enter();
+        (Ending::new()?, signal(SignalKind::interrupt()).map_err(|e| unexpected(&e))?)
+    };
+    let mut world = World::new(args.keep)?;
     let shown = runtime.block_on(async {
-        let mut ending = Ending::new()?;
         tokio::select! {
-            shown = show(session, args, &mut world) => shown,
+            shown = show(session, args, &mut world, &mut interrupt) => shown,
             () = ending.asked() => Ok(Shown::Interrupted),
         }
     });
     drop(runtime);
     let done = match shown {
         Ok(Shown::Proof(proof)) => conclude(session, &world, &proof),
-        Ok(Shown::Interrupted) => Err(Failure::new(
-            ErrorCode::Interrupted,
-            "interrupted",
-            if args.keep { "migrate demo --remove DIR" } else { "migrate demo" },
-        )),
+        Ok(Shown::Interrupted) => {
+            let base = world.base().display();
+            let next = if world.is_kept() {
+                format!("remove it: migrate demo --remove {base}")
+            } else {
+                String::new()
+            };
+            Err(Failure::new(ErrorCode::Interrupted, "the demo was interrupted", next))
+        }
         Err(failure) => Err(failure),
     };
     if world.is_kept() {
@@ -81,8 +91,8 @@ pub fn demo(session: &Session, args: &DemoArgs) -> Done {
 
 /// Whoever asks us to end. Ctrl-C during the move belongs to the move, which is cancelled.
 struct Ending {
-    terminate: tokio::signal::unix::Signal,
-    hangup: tokio::signal::unix::Signal,
+    terminate: Signal,
+    hangup: Signal,
 }
 
 impl Ending {
@@ -106,19 +116,30 @@ enum Shown {
     Interrupted,
 }
 
-/// A step that Ctrl-C ends.
-async fn step<R>(work: impl Future<Output = Result<R, Failure>>) -> Result<Option<R>, Failure> {
+/// A step that Ctrl-C ends, also one that came before it.
+async fn step<R>(
+    interrupt: &mut Signal,
+    work: impl Future<Output = Result<R, Failure>>,
+) -> Result<Option<R>, Failure> {
     tokio::select! {
+        biased;
+        _ = interrupt.recv() => Ok(None),
         done = work => done.map(Some),
-        Ok(()) = tokio::signal::ctrl_c() => Ok(None),
     }
 }
 
-async fn show(session: &Session, args: &DemoArgs, world: &mut World) -> Result<Shown, Failure> {
+async fn show(
+    session: &Session,
+    args: &DemoArgs,
+    world: &mut World,
+    interrupt: &mut Signal,
+) -> Result<Shown, Failure> {
     let out = session.out;
     let say = |words: &str| out.progress(words);
     say(&format!("Two hosts, {} and {}, in {}", HOSTS[0], HOSTS[1], world.base().display()));
-    if step(world.found(&say)).await?.is_none() || step(begin(args, world, &say)).await?.is_none() {
+    if step(interrupt, world.found(&say)).await?.is_none()
+        || step(interrupt, begin(args, world, &say)).await?.is_none()
+    {
         return Ok(Shown::Interrupted);
     }
     let (source, target) = (world.source(), world.target());
@@ -133,7 +154,7 @@ async fn show(session: &Session, args: &DemoArgs, world: &mut World) -> Result<S
         Ok(())
     };
     say("An observer reads the heartbeat on both consoles, from outside.");
-    if step(usual).await?.is_none() {
+    if step(interrupt, usual).await?.is_none() {
         return Ok(Shown::Interrupted);
     }
     say(&format!("[{}] $ migrate {GUEST} --to {}", source.name, target.name));
@@ -144,17 +165,22 @@ async fn show(session: &Session, args: &DemoArgs, world: &mut World) -> Result<S
         wait: false,
     };
     let display = Display::new(out, true);
+    observer.move_begins();
     let (ends, interrupted) = run_all(&source.daemon, &display, vec![request], 1).await?;
     drop(display);
     let report = match ends.into_iter().next().map(|end| end.how) {
-        Some(How::Ended(report)) if report.exit_code() == OK => report,
         Some(How::Failed(failure)) => return Err(failure),
-        _ if interrupted => return Ok(Shown::Interrupted),
+        Some(How::Ended(report)) if interrupted => {
+            say(&format!("{GUEST}: {}", outcome_word(&report)));
+            return Ok(Shown::Interrupted);
+        }
+        Some(How::Ended(report)) if report.exit_code() == OK => report,
         Some(How::Ended(report)) => return Err(not_moved(&report)),
-        _ => return Ok(Shown::Interrupted),
+        Some(How::Left(_)) | None => return Ok(Shown::Interrupted),
     };
     say("It looks at every page of its memory now …");
-    match step(verify(&observer, &target.dirs.guest(GUEST))).await? {
+    let (here, there) = (source.dirs.guest(GUEST), target.dirs.guest(GUEST));
+    match step(interrupt, verify(&observer, &here, &there)).await? {
         None => Ok(Shown::Interrupted),
         Some(seen) => Ok(Shown::Proof(Box::new(gather(world, args, &seen, *report)))),
     }
@@ -164,7 +190,7 @@ async fn show(session: &Session, args: &DemoArgs, world: &mut World) -> Result<S
 async fn begin(args: &DemoArgs, world: &World, say: &(dyn Fn(&str) + Sync)) -> Result<(), Failure> {
     // A quarter is written again and again, half is written once, the rest never.
     let mib = args.memory >> 20;
-    let guest = format!("scribbler:ws={}M,data={}M,rate=4000,compress=50,hb=1ms", mib / 4, mib / 2);
+    let guest = format!("scribbler:ws={}M,data={}M,rate=2000,compress=50,hb=1ms", mib / 4, mib / 2);
     let memory = format!("{mib}M");
     let source = world.source();
     say(&format!(
@@ -204,8 +230,13 @@ fn not_moved(report: &MoveReport) -> Failure {
     )
 }
 
-/// Waits for the heartbeat at the destination, then for the verdict on all of the guest's memory.
-async fn verify(observer: &Observer, paths: &GuestPaths) -> Result<Seen, Failure> {
+/// Waits for the heartbeat at the destination, then for the verdict on all of the guest's memory
+/// and for the end of its process at the source.
+async fn verify(
+    observer: &Observer,
+    source: &GuestPaths,
+    target: &GuestPaths,
+) -> Result<Seen, Failure> {
     let wait = async |limit: Duration, there: &dyn Fn(&Seen) -> bool| {
         let looking = async {
             while !there(&observer.seen()) {
@@ -215,15 +246,20 @@ async fn verify(observer: &Observer, paths: &GuestPaths) -> Result<Seen, Failure
         tokio::time::timeout(limit, looking).await.is_ok()
     };
     // What is not seen is missing from the proof.
-    wait(HEARTBEAT_DEADLINE, &|seen| seen.beats.blackout().is_some()).await;
-    observer::press(&paths.console(), VERIFY_KEY).map_err(|e| console(&e))?;
+    wait(ARRIVAL_DEADLINE, &|seen| seen.beats.blackout().is_some()).await;
+    observer::press(&target.console(), VERIFY_KEY).map_err(|e| console(&e))?;
     wait(VERIFY_DEADLINE, &|seen| seen.verdict.is_some()).await;
+    wait(ARRIVAL_DEADLINE, &|_| !lives(source)).await;
     Ok(observer.seen())
+}
+
+/// Whether a guest has a process.
+fn lives(paths: &GuestPaths) -> bool {
+    matches!(life(paths), Ok(Life::Alive))
 }
 
 fn gather(world: &World, args: &DemoArgs, seen: &Seen, report: MoveReport) -> Proof {
     let ms = |d: Duration| d.as_secs_f64() * 1000.0;
-    let lives = |paths: &GuestPaths| matches!(life(paths), Ok(Life::Alive));
     let at_destination =
         lives(&world.target().dirs.guest(GUEST)) && !lives(&world.source().dirs.guest(GUEST));
     let (sound, verified_pages, _) = seen.verdict.unwrap_or_default();
@@ -240,6 +276,7 @@ fn gather(world: &World, args: &DemoArgs, seen: &Seen, report: MoveReport) -> Pr
         heartbeats: seen.beats.count,
         blackout_ms,
         usual_gap_ms: ms(seen.beats.usual),
+        copying_gap_ms: ms(seen.beats.copying),
         kept: args.keep.then(|| world.base().to_owned()),
         report,
     }

@@ -36,8 +36,12 @@ pub struct Beats {
     target: Option<Duration>,
     /// The last one, wherever.
     last: Option<Duration>,
-    /// The longest gap at the source, and later at the target: how it is without a move.
+    /// The longest gap before the move: how it is without one.
     pub usual: Duration,
+    /// The longest gap while memory was copied.
+    pub copying: Duration,
+    /// The move was asked for.
+    asked: bool,
 }
 
 impl Beats {
@@ -49,17 +53,14 @@ impl Beats {
             (Side::Source, _, _) => {
                 // It still beats here: what the target's console showed before was no beginning.
                 (self.source, self.target) = (Some(at), None);
-                self.gap(at);
+                let gap = self.last.map(|last| at.saturating_sub(last)).unwrap_or_default();
+                let longest = if self.asked { &mut self.copying } else { &mut self.usual };
+                *longest = gap.max(*longest);
             }
-            (Side::Target, _, Some(_)) => self.gap(at),
+            (Side::Target, _, Some(_)) => {}
         }
         self.count += count;
         self.last = Some(at);
-    }
-
-    fn gap(&mut self, at: Duration) {
-        let gap = self.last.map(|last| at.saturating_sub(last)).unwrap_or_default();
-        self.usual = self.usual.max(gap);
     }
 
     /// From the last heartbeat at the source to the first at the target.
@@ -108,6 +109,11 @@ impl Observer {
     /// What was seen so far.
     pub fn seen(&self) -> Seen {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// From now on gaps are those of a guest that is being moved.
+    pub fn move_begins(&self) {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).beats.asked = true;
     }
 }
 
@@ -217,11 +223,14 @@ mod tests {
         for at in [10, 20, 32, 40] {
             beats.seen(Side::Source, 1, ms(at));
         }
+        beats.asked = true;
+        beats.seen(Side::Source, 1, ms(60));
         assert_eq!(beats.blackout(), None);
-        for at in [75, 85, 96] {
+        for at in [75, 85, 196] {
             beats.seen(Side::Target, 1, ms(at));
         }
-        assert_eq!((beats.blackout(), beats.usual, beats.count), (Some(ms(35)), ms(12), 7));
+        assert_eq!((beats.blackout(), beats.count), (Some(ms(15)), 8));
+        assert_eq!((beats.usual, beats.copying), (ms(12), ms(20)));
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //!
 //! The list was made from what the parts of the process do and completed with strace of whole
 //! lives (start, run, reset, save, load, stop). Where an argument decides about harm it is
-//! checked: no processes (only threads), no executable memory, no sockets but Unix ones, no
-//! ioctls but those named, no signals but to itself.
+//! checked: no processes (only threads), no executable memory, no sockets but Unix ones and, for
+//! moves, UDP, no ioctls but those named, no signals but to itself.
 
 use std::collections::BTreeMap;
 
@@ -73,7 +73,10 @@ const PLAIN: &[c_long] = &[
     libc::SYS_timerfd_create,
     libc::SYS_timerfd_settime,
     libc::SYS_timerfd_gettime,
-    // connected sockets
+    // sockets; which ones is decided where they are made
+    libc::SYS_bind,
+    libc::SYS_sendmmsg,
+    libc::SYS_recvmmsg,
     libc::SYS_accept4,
     libc::SYS_connect,
     libc::SYS_sendto,
@@ -110,6 +113,7 @@ const PLAIN: &[c_long] = &[
     libc::SYS_gettimeofday,
     libc::SYS_getrusage,
     libc::SYS_getrandom,
+    libc::SYS_uname,
     // clone3 passes its flags in memory, where no filter can look: a second filter turns it
     // into ENOSYS, and libc then takes clone.
     libc::SYS_clone3,
@@ -145,6 +149,18 @@ fn when(
     Ok(SeccompRule::new(vec![SeccompCondition::new(index, len, op, value)?])?)
 }
 
+/// `SOCK_TYPE_MASK` of the kernel: the type without its flags.
+const SOCKET_TYPE: u64 = 0xf;
+
+/// A UDP socket of `family`.
+fn udp(family: u64) -> Result<SeccompRule, Error> {
+    let datagram = libc::SOCK_DGRAM.unsigned_abs().into();
+    Ok(SeccompRule::new(vec![
+        SeccompCondition::new(0, Dword, Eq, family)?,
+        SeccompCondition::new(1, Dword, MaskedEq(SOCKET_TYPE), datagram)?,
+    ])?)
+}
+
 fn rules() -> Result<Rules, Error> {
     let mut rules: Rules = PLAIN.iter().map(|call| (*call, Vec::new())).collect();
     let exec = libc::PROT_EXEC.unsigned_abs().into();
@@ -154,9 +170,12 @@ fn rules() -> Result<Rules, Error> {
     let thread = libc::CLONE_THREAD.unsigned_abs().into();
     rules.insert(libc::SYS_clone, vec![when(0, Qword, MaskedEq(thread), thread)?]);
     let unix = libc::AF_UNIX.unsigned_abs().into();
-    for call in [libc::SYS_socket, libc::SYS_socketpair] {
-        rules.insert(call, vec![when(0, Dword, Eq, unix)?]);
+    rules.insert(libc::SYS_socketpair, vec![when(0, Dword, Eq, unix)?]);
+    let mut sockets = vec![when(0, Dword, Eq, unix)?];
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        sockets.push(udp(family.unsigned_abs().into())?);
     }
+    rules.insert(libc::SYS_socket, sockets);
     let pid = std::process::id().into();
     rules.insert(libc::SYS_tgkill, vec![when(0, Dword, Eq, pid)?]);
     let name = libc::PR_SET_NAME.unsigned_abs().into();

@@ -10,6 +10,7 @@ pub mod record;
 use std::fs::File;
 use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 
 use migrate_engine::handover::term::{Beside, Stamp, Term};
 use nix::sys::statfs::fstatfs;
@@ -136,6 +137,8 @@ struct Disk {
 /// copy of a disk's descriptor still holds.
 pub struct DiskSet {
     guest: u128,
+    /// Held while records change: a change reads, and writes what it made of it.
+    changing: Mutex<()>,
     disks: Vec<Disk>,
 }
 
@@ -188,7 +191,7 @@ impl DiskSet {
             Ok(Disk { lock, beside: None, facts: facts(part)? })
         };
         let disks = parts.iter().map(disk).collect::<Result<_, DiskSetError>>()?;
-        Ok(Self { guest: guest.as_u128(), disks })
+        Ok(Self { guest: guest.as_u128(), changing: Mutex::new(()), disks })
     }
 
     fn open_records(
@@ -325,20 +328,8 @@ impl DiskSet {
         Ok(())
     }
 
-    /// What each read-only disk looks like, in the definition's order.
-    ///
-    /// # Errors
-    /// A disk cannot be opened again or read. Not for a confined process.
-    pub fn read_only_prints(&self) -> Result<Vec<Fingerprint>, DiskSetError> {
-        let print = |d: &Disk| {
-            let path = &d.facts.path;
-            let inspect = |source| DiskSetError::Inspect { path: path.clone(), source };
-            fingerprint::take_at(path).map_err(inspect)
-        };
-        self.disks.iter().filter(|d| d.facts.read_only).map(print).collect()
-    }
-
-    /// The target compares its read-only disks with the source's: size and samples of content.
+    /// The target compares how its read-only disks look with how the source's do: size and samples
+    /// of content, in the definition's order.
     ///
     /// # Errors
     /// [`DiskSetError::OtherContent`] names the first that differs.
@@ -370,6 +361,7 @@ impl DiskSet {
         &self,
         change: impl Fn(usize, Record) -> Result<Record, Stale> + Sync,
     ) -> Result<(), BesideError> {
+        let _alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let change = &change;
         let mut records = self.records().enumerate();
         let Some((_, first)) = records.next() else { return Ok(()) };

@@ -164,6 +164,7 @@ fn round(round: &engine::Round) -> RoundLine {
         dirty_bytes_per_s: per_second(round.dirty_after * PAGE, round.took_us),
         bandwidth_bytes_per_s: per_second(done, round.took_us),
         predicted_downtime_ms: round.predicted_us.map(ms),
+        stalled: false,
         advice: if round.last {
             "the last round, of the stopped guest".into()
         } else {

@@ -24,6 +24,7 @@ pub fn report() -> MoveReport {
         dirty_bytes_per_s: dirty << 19,
         bandwidth_bytes_per_s: 500 << 20,
         predicted_downtime_ms: predicted,
+        stalled: false,
         advice: "keep copying".into(),
     };
     let step = |side: &str, step: &str, at_us| TimelineStep {

@@ -1,6 +1,7 @@
 //! Devices: the bus they sit on, the legacy ones, and those on virtio-mmio.
 
 pub mod acpi_pm;
+pub mod bridge;
 pub mod bus;
 pub mod console;
 pub mod i8042;

@@ -1,8 +1,7 @@
 //! A tap: the host's end of a guest's network card. Frames go in and out with a virtio-net
 //! header of 12 bytes before them, and never block.
 //!
-//! A tap is never made here, only used: who prepares the host's network decides on bridges,
-//! owners and names.
+//! A tap is never made here, only used; [`super::bridge`] makes some.
 
 use std::ffi::c_int;
 use std::fs::{File, OpenOptions};
@@ -19,8 +18,8 @@ pub const HEADER_LEN: usize = 12;
 /// Longest frame with its header: 64 KiB of segment, Ethernet header, virtio-net header.
 pub const MAX_FRAME: usize = 65_550 + HEADER_LEN;
 
-const DEVICE: &str = "/dev/net/tun";
-const WANTED: c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+pub(super) const DEVICE: &str = "/dev/net/tun";
+pub(super) const WANTED: c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 
 /// Why a tap cannot be used. The text says how to mend it.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +78,15 @@ pub enum TapError {
     },
 }
 
+/// Whether an interface can have this name.
+pub(super) fn check_name(name: &str) -> Result<(), TapError> {
+    let bad = |c: char| c == '/' || c.is_whitespace() || c == '\0';
+    if name.is_empty() || name.len() > MAX_NAME || name.contains(bad) {
+        return Err(TapError::Name(name.to_owned()));
+    }
+    Ok(())
+}
+
 /// An attached tap, ready for frames with a 12-byte header.
 #[derive(Debug)]
 pub struct Tap {
@@ -89,10 +97,7 @@ pub struct Tap {
 impl Tap {
     /// Attaches to the existing tap `name` in the network namespace of the calling thread.
     pub fn open(name: &str) -> Result<Self, TapError> {
-        let bad = |c: char| c == '/' || c.is_whitespace() || c == '\0';
-        if name.is_empty() || name.len() > MAX_NAME || name.contains(bad) {
-            return Err(TapError::Name(name.to_owned()));
-        }
+        check_name(name)?;
         // TUNSETIFF would make an interface that is missing, gone again when we are.
         if nix::net::if_::if_nametoindex(name).is_err() {
             return Err(TapError::Missing(name.to_owned()));

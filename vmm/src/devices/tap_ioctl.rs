@@ -1,4 +1,5 @@
-//! The ioctls of `/dev/net/tun` (`linux/if_tun.h`), each behind a safe function. Nothing else.
+//! The ioctls of `/dev/net/tun` (`linux/if_tun.h`), and those that put a tap into a bridge, each
+//! behind a safe function. Nothing else.
 
 #![allow(unsafe_code)]
 
@@ -71,4 +72,56 @@ pub fn set_offloads(fd: &impl AsFd, flags: u32) -> io::Result<()> {
     check(unsafe {
         libc::ioctl(fd.as_fd().as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(flags))
     })
+}
+
+/// `SIOCGIFMTU`: the MTU of the interface `name`. Like all below it takes any socket of the
+/// network namespace.
+pub fn mtu(socket: &impl AsFd, name: &str) -> io::Result<u32> {
+    let mut req = request(name, 0)?;
+    // SAFETY: the descriptor is open and the kernel reads and writes one `ifreq` at the pointer.
+    check(unsafe {
+        libc::ioctl(socket.as_fd().as_raw_fd(), libc::SIOCGIFMTU as libc::c_ulong, &raw mut req)
+    })?;
+    // SAFETY: the kernel filled in the MTU, which any bits are valid for.
+    let mtu = unsafe { req.ifr_ifru.ifru_mtu };
+    u32::try_from(mtu).map_err(|_| io::ErrorKind::InvalidData.into())
+}
+
+/// `SIOCSIFMTU`
+pub fn set_mtu(socket: &impl AsFd, name: &str, mtu: u32) -> io::Result<()> {
+    let mut req = request(name, 0)?;
+    let beyond = |_| io::Error::from_raw_os_error(libc::EINVAL);
+    req.ifr_ifru.ifru_mtu = c_int::try_from(mtu).map_err(beyond)?;
+    set(socket, libc::SIOCSIFMTU as libc::c_ulong, &req)
+}
+
+/// `SIOCSIFHWADDR`: the Ethernet address of the interface `name`.
+pub fn set_address(socket: &impl AsFd, name: &str, mac: [u8; 6]) -> io::Result<()> {
+    let mut req = request(name, 0)?;
+    let mut data = [0; 14];
+    for (to, from) in data.iter_mut().zip(mac) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    req.ifr_ifru.ifru_hwaddr = libc::sockaddr { sa_family: libc::ARPHRD_ETHER, sa_data: data };
+    set(socket, libc::SIOCSIFHWADDR as libc::c_ulong, &req)
+}
+
+/// `SIOCBRADDIF`: makes the interface with this index a port of `bridge`.
+pub fn join_bridge(socket: &impl AsFd, bridge: &str, index: u32) -> io::Result<()> {
+    let mut req = request(bridge, 0)?;
+    let beyond = |_| io::Error::from_raw_os_error(libc::EINVAL);
+    req.ifr_ifru.ifru_ifindex = c_int::try_from(index).map_err(beyond)?;
+    // From linux/sockios.h; the C library does not have it.
+    set(socket, 0x89A2, &req)
+}
+
+/// `SIOCSIFFLAGS`: switches the new interface `name` on.
+pub fn set_up(socket: &impl AsFd, name: &str) -> io::Result<()> {
+    let req = request(name, libc::IFF_UP)?;
+    set(socket, libc::SIOCSIFFLAGS as libc::c_ulong, &req)
+}
+
+fn set(socket: &impl AsFd, ioctl: libc::c_ulong, req: &libc::ifreq) -> io::Result<()> {
+    // SAFETY: the descriptor is open and these ioctls read one `ifreq` at the pointer.
+    check(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), ioctl, &raw const *req) })
 }

@@ -138,6 +138,7 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
         if problems.is_empty() {
             *self.costs.lock().unwrap_or_else(PoisonError::into_inner) = Some(costs);
         } else {
+            self.peer.ended = true;
             self.fail(Reason::Incompatible, problems.join("; "));
         }
     }
@@ -168,8 +169,9 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
             PrecopyError::TimeUp(_) => Reason::TimeUp,
             PrecopyError::Differs(_) => Reason::DigestDiffers,
             PrecopyError::Refused(_) => Reason::Refused,
-            PrecopyError::Unexpected(_) | PrecopyError::Count { .. } => Reason::Protocol,
-            PrecopyError::Talk(TalkError::Wire(_)) => Reason::Protocol,
+            PrecopyError::Unexpected(_)
+            | PrecopyError::Count { .. }
+            | PrecopyError::Talk(TalkError::Wire(_)) => Reason::Protocol,
             PrecopyError::Talk(_) => Reason::PeerGone,
             PrecopyError::Send(_) | PrecopyError::Abandoned => Reason::CopyFailed,
         };

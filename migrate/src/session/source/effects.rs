@@ -35,7 +35,7 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
             Effect::TakeOwner => self.take_owner().await,
             Effect::DropOwner => {
                 if !self.owner_dropped {
-                    self.with_rights(|rights| rights.drop_owner()).await;
+                    self.with_rights(Rights::drop_owner).await;
                 }
             }
             Effect::Pause => self.pause(),
@@ -101,7 +101,7 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
         if self.line.is_up() {
             self.line.say(&to_wire(message, "", None)).await;
         }
-        if !self.line.is_up() || self.repeats >= PATIENCE {
+        if !self.line.is_up() || self.peer.around || self.repeats >= PATIENCE {
             // The machines say again what matters.
             let _ = self.outside.messages.try_send(*message);
         }

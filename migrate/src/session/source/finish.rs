@@ -52,6 +52,9 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
     /// Waits for what is still under way, and tells how it ended.
     pub(super) async fn finish(mut self) -> (Outcome<G>, D) {
         self.cancel.cancel();
+        if self.unsaid >= TRIES {
+            self.log.note(format!("the withdrawal is not in the journal: {}", self.trouble));
+        }
         while self.copy_away || matches!(self.hold, Hold::Away) {
             let done = self.jobs.next().await;
             self.done(done).await;
@@ -88,7 +91,12 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
                 }
             }
             _ => {
-                self.line.farewell_aside();
+                // Whoever has heard the last word closes.
+                if self.peer.ended {
+                    self.line.drop_link(CloseCode::Cancelled, self.log.cause_text());
+                } else {
+                    self.line.farewell_aside();
+                }
                 let (reason, text) = self.log.cause_or(Reason::CopyFailed, "the move ended");
                 let verdict = Verdict::Kept { reason, text: text.clone() };
                 let report = self.log.finish(verdict, &stats);

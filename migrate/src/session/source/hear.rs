@@ -23,7 +23,7 @@ use crate::wire::{Message as Wire, Text, Version, WireError};
 impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
     /// Says hello.
     pub(super) async fn open(&mut self) {
-        self.limit_opening();
+        self.limit_time();
         let hello = Hello::of_all_versions(&self.plan.program);
         self.line.send(hello.encode().into()).await;
     }
@@ -45,6 +45,7 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
     async fn reply(&mut self, reply: Reply) {
         let (version, program) = match reply {
             Reply::Refused { text, .. } => {
+                self.peer.ended = true;
                 return self.fail(Reason::NoCommonVersion, text.to_string());
             }
             Reply::Chosen { version, program } => (version, program),
@@ -102,8 +103,10 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
             {
                 self.peer_says(word, text.as_str());
             }
+            (self.repeats, self.peer.around) = (0, false);
             return self.word(word);
         }
+        self.peer.ended |= matches!(message, Wire::Refuse { .. } | Wire::Cancel { .. });
         match message {
             Wire::Accept { attempt, lanes } if self.stage == Stage::Accept => {
                 let count = self.lanes.as_ref().map_or(0, crate::pump::Lanes::count);
@@ -120,7 +123,7 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
                 self.fail(Reason::Refused, text_of("the target ended the move", &text));
             }
             Wire::Rehearsed { restore_us, problems } => {
-                self.rehearsed(restore_us, problems.as_slice())
+                self.rehearsed(restore_us, problems.as_slice());
             }
             Wire::Restored { switch, restore_us, .. } if self.is_ours(switch) => {
                 self.log.note(format!("restoring took {restore_us} µs at the target"));
@@ -164,8 +167,8 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
         if let Body::ToSource(ToSource::Says(says, _)) = word.body
             && self.is_ours(word.switch.id)
         {
-            self.repeats = 0;
             match says {
+                TargetSays::NeverRan | TargetSays::Refuses(_) => self.peer.ended = true,
                 TargetSays::Prepared => self.log.step(Step::PreparedHeard),
                 TargetSays::Ran { .. } => {
                     if self.log.done(Step::RanHeard).is_none() {

@@ -2,13 +2,14 @@
 //! asks for is done before the next.
 
 use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::super::edge::{Clock, Outside};
-use super::super::line::{Line, PumpTalk};
+use super::super::line::{Line, Peer, PumpTalk};
 use super::super::record::Recorder;
 use super::super::report::{Phase, Reason, Side};
 use super::super::wait::{Jobs, Timers};
@@ -18,7 +19,6 @@ use super::{Outcome, Plan};
 use crate::converge::{Advice, Costs};
 use crate::handover::effect::{Effect, Input, Timer};
 use crate::handover::source::{Setup, Source, State, pause_limit};
-use crate::handover::term::Millis;
 use crate::port::{NotPaused, PausedGuest, Rights, RunningGuest};
 use crate::precopy::{End, Precopy, PrecopyError, RoundReport};
 use crate::pump::{Cancel, Lanes, TalkError};
@@ -59,7 +59,13 @@ pub(super) enum Done<G: RunningGuest> {
     Later(Input),
     /// The opening has taken too long, if it is not done.
     OpeningOver,
+    /// The time for everything is up.
+    TimeUp,
 }
+
+/// Rounds that are done, from the copy to the session.
+type Rounds = (mpsc::UnboundedSender<Seen>, mpsc::UnboundedReceiver<Seen>);
+type Seen = (RoundReport, Advice);
 
 enum Happening<G: RunningGuest> {
     Frame(Result<Bytes, TalkError>),
@@ -73,7 +79,7 @@ enum Happening<G: RunningGuest> {
 pub(super) struct Session<G: RunningGuest, D, C> {
     pub(super) plan: Plan,
     pub(super) machine: Source,
-    pub(super) clock: std::sync::Arc<C>,
+    pub(super) clock: Arc<C>,
     pub(super) timers: Timers,
     pub(super) jobs: Jobs<Done<G>>,
     pub(super) inputs: VecDeque<Input>,
@@ -95,17 +101,15 @@ pub(super) struct Session<G: RunningGuest, D, C> {
     /// A round goes on, and gives the copy back.
     pub(super) copy_away: bool,
     pub(super) cancel: Cancel,
-    pub(super) rounds: (
-        mpsc::UnboundedSender<(RoundReport, Advice)>,
-        mpsc::UnboundedReceiver<(RoundReport, Advice)>,
-    ),
-    pub(super) costs: std::sync::Arc<std::sync::Mutex<Option<Costs>>>,
+    pub(super) rounds: Rounds,
+    pub(super) costs: Arc<Mutex<Option<Costs>>>,
     pub(super) trial: Trial,
     /// The saved state, until the last piece is sent.
     pub(super) state: Option<control::State>,
     pub(super) owner_dropped: bool,
     /// How often an answer was asked for in vain.
     pub(super) repeats: u32,
+    pub(super) peer: Peer,
     /// What went wrong last at a durable step, for people.
     pub(super) trouble: String,
     /// Attempts to record a free withdrawal that failed.
@@ -149,7 +153,7 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
         ];
         Self {
             machine: Source::new(setup),
-            clock: std::sync::Arc::new(clock),
+            clock: Arc::new(clock),
             timers: Timers::default(),
             jobs: Jobs::new(),
             inputs: VecDeque::new(),
@@ -168,11 +172,12 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
             copy_away: false,
             cancel: Cancel::new(),
             rounds: mpsc::unbounded_channel(),
-            costs: std::sync::Arc::default(),
+            costs: Arc::default(),
             trial: Trial::NotBegun,
             state: None,
             owner_dropped: false,
             repeats: 0,
+            peer: Peer::default(),
             trouble: String::new(),
             unsaid: 0,
             plan,
@@ -247,7 +252,10 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
                 }
                 self.inputs.push_back(Input::GuestEnded);
             }
-            Command::Heard(message) => self.word(message),
+            Command::Heard(message) => {
+                self.peer.around = true;
+                self.word(message);
+            }
             Command::PeerGone(why) => self.fail(Reason::PeerGone, why),
         }
     }
@@ -270,7 +278,7 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
 
     /// Gives the machine an input a little later, so that what fails is not tried without a pause.
     pub(super) fn later(&mut self, input: Input) {
-        let clock = std::sync::Arc::clone(&self.clock);
+        let clock = Arc::clone(&self.clock);
         let at = clock.now().after(RETRY_MS);
         self.jobs.start(async move {
             clock.sleep_until(at).await;
@@ -278,16 +286,18 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
         });
     }
 
-    /// The opening must not take for ever.
-    pub(super) fn limit_opening(&mut self) {
-        let clock = std::sync::Arc::clone(&self.clock);
+    /// Neither the opening nor the whole must take for ever. Copying has the same limit, but a
+    /// target that does not answer an offer would hold the guest's log on.
+    pub(super) fn limit_time(&mut self) {
+        let now = self.clock.now();
         let limit = u64::try_from(self.plan.limits.timeout.as_millis()).unwrap_or(u64::MAX);
-        let Millis(now) = clock.now();
-        let at = Millis(now.saturating_add(limit.min(OPENING_MS)));
-        self.jobs.start(async move {
-            clock.sleep_until(at).await;
-            Done::OpeningOver
-        });
+        for (limit, done) in [(limit, Done::TimeUp), (OPENING_MS, Done::OpeningOver)] {
+            let (clock, at) = (Arc::clone(&self.clock), now.after(limit));
+            self.jobs.start(async move {
+                clock.sleep_until(at).await;
+                done
+            });
+        }
     }
 
     pub(super) fn event(&self, event: Event) {

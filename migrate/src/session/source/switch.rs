@@ -46,6 +46,13 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
             Done::Audited(differing, took) => self.audited(differing, took),
             Done::Later(input) => self.inputs.push_back(input),
             Done::OpeningOver => self.opening_over(),
+            Done::TimeUp => {
+                let limit = self.plan.limits.timeout.as_secs();
+                self.fail(
+                    Reason::TimeUp,
+                    format!("the move is not done after the {limit} s allowed"),
+                );
+            }
         }
     }
 

@@ -85,7 +85,7 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
         if self.line.is_up() {
             self.line.say(&to_wire(message, &text, None)).await;
         }
-        if !self.line.is_up() || self.repeats >= PATIENCE {
+        if !self.line.is_up() || self.peer.around || self.repeats >= PATIENCE {
             // The machine says again what matters.
             let _ = self.outside.messages.try_send(*message);
         }
@@ -99,6 +99,11 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
                 self.inputs.push_back(Input::RecordFailed(record));
             }
             Err(why) => {
+                if matches!(record, Record::Tombstone(_)) {
+                    self.unburied = self.unburied.saturating_add(1);
+                    self.log
+                        .cause(Reason::Journal, format!("the journal cannot be written: {why}"));
+                }
                 self.event(Event::Retrying { step: Durably::Journal, why: why.to_string() });
                 self.later(Input::RecordFailed(record));
             }

@@ -10,19 +10,26 @@ use super::{Arrived, Outcome};
 use crate::handover::effect::Why;
 use crate::handover::target::State;
 use crate::port::{Receiver, Rights};
+use crate::transport::link::CloseCode;
 
 /// How long a process that took nothing waits for the source to hear of it.
 const FAREWELL: Duration = Duration::from_secs(2);
 
+/// After so many tries a tombstone is left to the daemon.
+const TRIES: u32 = 5;
+
 impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
+    /// A tombstone that cannot be written is left to the host's daemon: this process ends, and
+    /// the daemon decides by what stands in the journal.
     pub(super) fn is_over(&self) -> bool {
-        matches!(
-            self.machine.state(),
-            State::Buried(_)
-                | State::NotTaken
-                | State::Superseded(_)
-                | State::Running { durable: true, .. }
-        )
+        matches!(self.machine.state(), State::Burying(..)) && self.unburied >= TRIES
+            || matches!(
+                self.machine.state(),
+                State::Buried(_)
+                    | State::NotTaken
+                    | State::Superseded(_)
+                    | State::Running { durable: true, .. }
+            )
     }
 
     /// The machine has said why the guest is not taken. A cause that is known in more detail is
@@ -75,7 +82,12 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
                 Outcome::Superseded { guest, report }
             }
             _ => {
-                self.line.farewell(FAREWELL).await;
+                // Whoever has heard the last word closes.
+                if self.peer.ended || self.unburied >= TRIES {
+                    self.line.drop_link(CloseCode::Done, "nothing is left of the attempt");
+                } else {
+                    self.line.farewell(FAREWELL).await;
+                }
                 // The link has ended, and with it the conversation and the lanes.
                 while self.pump_away {
                     let done = self.jobs.next().await;

@@ -53,6 +53,7 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
     }
 
     async fn heard(&mut self, message: Wire) {
+        self.peer.ended |= matches!(message, Wire::Refuse { .. } | Wire::Cancel { .. });
         match (self.stage, message) {
             (Stage::Offer, Wire::Offer { attempt, move_id, guest, name, lanes, definition }) => {
                 let expected = &self.expected;
@@ -81,7 +82,7 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
                 self.end_attempt(Reason::Refused, format!("the source refused: {text}"));
             }
             (_, Wire::Ping { nonce }) => self.line.say(&Wire::Pong { nonce }).await,
-            (Stage::Open, message) => self.in_the_middle(message).await,
+            (Stage::Open, message) => self.in_the_middle(message),
             (_, message) => {
                 let why = format!("{} does not belong in the opening", message.name());
                 self.refuse(&why).await;
@@ -89,7 +90,7 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
         }
     }
 
-    async fn in_the_middle(&mut self, message: Wire) {
+    fn in_the_middle(&mut self, message: Wire) {
         match message {
             Wire::RoundStart { .. } | Wire::RoundDone { .. } | Wire::AskSums { .. } => {
                 self.line.pass(message);
@@ -102,6 +103,7 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
             }
             _ => {
                 if let Some(word) = from_wire(&message) {
+                    (self.repeats, self.peer.around) = (0, false);
                     self.word(word);
                 }
             }
@@ -115,9 +117,12 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
     /// A word of the hand-over, on the link or around it.
     pub(super) fn word(&mut self, word: Message) {
         if self.machine.switch() == Some(&word.switch) {
-            self.repeats = 0;
-            if word.body == Body::ToTarget(ToTarget::Says(SourceSays::Ceded)) {
-                self.log.step(Step::CommitHeard);
+            match word.body {
+                Body::ToTarget(ToTarget::Says(SourceSays::Ceded)) => {
+                    self.log.step(Step::CommitHeard);
+                }
+                Body::ToTarget(ToTarget::Says(SourceSays::Withdrawn)) => self.peer.ended = true,
+                _ => {}
             }
         }
         self.inputs.push_back(Input::Heard(word));
@@ -146,6 +151,7 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
         if let Err(why) = pump.attach(lanes, self.line.handle().clone()).await {
             return self.refuse(&why.to_string()).await;
         }
+        self.event(Event::Filling(pump.live()));
         self.stage = Stage::Open;
         self.tell_phase();
         let talk = self.line.pump_talk();

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::super::edge::{Clock, Outside};
-use super::super::line::{Line, PumpTalk};
+use super::super::line::{Line, Peer, PumpTalk};
 use super::super::record::Recorder;
 use super::super::report::{Phase, Reason, Side};
 use super::super::wait::{Jobs, Timers};
@@ -108,6 +108,9 @@ pub(super) struct Session<R: Receiver, D, C> {
     pub(super) state: Option<control::State>,
     /// How often an answer was asked for in vain.
     pub(super) repeats: u32,
+    pub(super) peer: Peer,
+    /// Tombstones that could not be written.
+    pub(super) unburied: u32,
     /// What went wrong last at a durable step, for people.
     pub(super) trouble: String,
 }
@@ -148,6 +151,8 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
             verified: false,
             state: None,
             repeats: 0,
+            peer: Peer::default(),
+            unburied: 0,
             trouble: String::new(),
             expected,
         }
@@ -215,7 +220,10 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
             }
             // It is not ours yet, or its own process knows.
             Command::GuestEnded(_) => {}
-            Command::Heard(message) => self.word(message),
+            Command::Heard(message) => {
+                self.peer.around = true;
+                self.word(message);
+            }
             Command::PeerGone(why) => self.end_attempt(Reason::PeerGone, why),
         }
     }

@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::handover::journal::{Illegal, Ledger, Mark, Record};
+use crate::handover::message::{Message, from_ledger};
 use crate::handover::proof::Durable;
-use crate::handover::term::{Beside, BootId, HostId, Millis, Stamp, Term};
+use crate::handover::term::{Beside, BootId, HostId, Millis, Stamp, Switch, Term};
 use crate::port::{Lock, NotPaused, PausedGuest, Receiver, Rehearsal, Rights, RunningGuest};
 use crate::pump::fake::{Log, Ram, Writer};
 use crate::session::Clock;
@@ -67,6 +68,8 @@ pub(super) struct World {
     disk: Mutex<Disk>,
     /// Guests that run now.
     running: Mutex<i32>,
+    /// What stands in the journals, as the daemons see it.
+    ledgers: Mutex<Vec<Ledger>>,
 }
 
 #[derive(Debug)]
@@ -97,6 +100,26 @@ impl World {
         let mut running = self.running.lock().unwrap();
         *running += by;
         assert!(*running <= 1, "two guests run: {:?}", self.diary.lines());
+    }
+
+    /// What the daemon of `host` answers when its guest's process has ended.
+    pub(super) fn answer(&self, host: HostId, heard: &Message) -> Option<Message> {
+        let ledgers = self.ledgers.lock().unwrap();
+        from_ledger(ledgers.iter().find(|l| l.host() == host)?, heard)
+    }
+
+    /// The switch that `host` has promised to take part in.
+    pub(super) fn offered_to(&self, host: HostId) -> Option<Switch> {
+        let ledgers = self.ledgers.lock().unwrap();
+        match ledgers.iter().find(|l| l.host() == host)?.now()? {
+            Record::Receiving(switch) => Some(*switch),
+            _ => None,
+        }
+    }
+
+    /// Another host takes the guest, by an operator's word.
+    pub(super) fn supersede(&self, owner: Stamp) {
+        self.disk.lock().unwrap().beside.owner = owner;
     }
 
     pub(super) fn beside(&self) -> Beside {
@@ -206,7 +229,7 @@ impl PausedGuest for Still {
         if self.by_user {
             return Ok(Guest::paused_by_user(&self.ram, &self.world, self.seed));
         }
-        Ok(Guest::start(self.side, &self.ram, &self.world, self.seed ^ 77))
+        Ok(Guest::start(self.side, &self.ram, &self.world, self.seed ^ 0x4d))
     }
 
     fn stop_time(&self) -> Duration {
@@ -321,6 +344,9 @@ impl Durable for Paper {
         let name = text.split([' ', '(']).next().unwrap_or_default();
         self.world.step(format!("{} records {name}", self.side))?;
         self.ledger = self.ledger.apply(record, BOOT)?;
+        let mut ledgers = self.world.ledgers.lock().unwrap();
+        ledgers.retain(|l| l.host() != self.host);
+        ledgers.push(self.ledger.clone());
         Ok(())
     }
 

@@ -52,11 +52,16 @@ fn the_report_tells_both_sides_of_the_blackout() {
         let (_, near, far) = Sides::start(&Setup::default()).ends().await;
         let source::Outcome::Moved { report } = near.0 else { panic!() };
         let steps: Vec<Step> = report.blackout.iter().map(|s| s.step).collect();
-        use Step::{
-            Committed, LastPiece, LastRound, Marked, PreparedHeard, RanHeard, Saved, Stopped,
-        };
-        let ours =
-            [Stopped, Saved, LastRound, LastPiece, PreparedHeard, Marked, Committed, RanHeard];
+        let ours = [
+            Step::Stopped,
+            Step::Saved,
+            Step::LastRound,
+            Step::LastPiece,
+            Step::PreparedHeard,
+            Step::Marked,
+            Step::Committed,
+            Step::RanHeard,
+        ];
         assert_eq!(steps, ours);
         assert!(report.blackout.is_sorted_by_key(|s| s.at_us));
         let theirs: Vec<Step> = report.peer_blackout.iter().map(|s| s.step).collect();
@@ -103,4 +108,31 @@ fn problems_of_the_rehearsal_end_the_move_and_are_all_named() {
         assert_eq!(world.diary.at("S records Offered"), None);
         assert_eq!(world.diary.at("S pauses"), None);
     });
+}
+
+/// Where the blackout goes, without a network and without a guest: what the sessions themselves
+/// cost. Figures for people, no test of speed: `cargo test --release -- --ignored --nocapture`.
+#[test]
+#[ignore = "prints figures"]
+fn the_blackout_that_sessions_cost() {
+    const MOVES: u64 = 100;
+    let mut steps: std::collections::BTreeMap<String, Vec<u64>> = std::collections::BTreeMap::new();
+    for seed in 0..MOVES {
+        block_on(async {
+            let setup = Setup { seed, units: 300, ..Setup::default() };
+            let (_, near, _) = Sides::start(&setup).ends().await;
+            let source::Outcome::Moved { report } = near.0 else { panic!() };
+            let both = report.blackout.iter().chain(&report.peer_blackout);
+            for (order, done) in both.enumerate() {
+                let name = format!("{order:02} {:?}", done.step);
+                steps.entry(name).or_default().push(done.at_us);
+            }
+            steps.entry("99 downtime".into()).or_default().extend(report.downtime_us);
+        });
+    }
+    for (step, mut times) in steps {
+        times.sort_unstable();
+        let at = |part: usize| times[times.len() * part / 100];
+        println!("{step}: median {} µs, 90 % {} µs", at(50), at(90));
+    }
 }

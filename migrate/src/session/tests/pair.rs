@@ -32,7 +32,7 @@ pub(super) type FarEnd = (target::Outcome<<Guest as crate::port::RunningGuest>::
 pub(super) fn block_on<F: Future>(work: F) -> F::Output {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let limit = Duration::from_secs(60);
+        let limit = Duration::from_mins(1);
         tokio::time::timeout(limit, work).await.expect("the test stands still")
     })
 }
@@ -223,8 +223,9 @@ impl Sides {
         };
         watch(near_ends.events, near, hands.clone());
         watch(far_ends.events, far, hands.clone());
-        relay(near_ends.messages, hands.far.clone(), &hands);
-        relay(far_ends.messages, hands.near.clone(), &hands);
+        let (near, far) = (hands.near.clone(), hands.far.clone());
+        relay(near_ends.messages, [near.clone(), far.clone()], TARGET, &world, &hands);
+        relay(far_ends.messages, [far, near], SOURCE, &world, &hands);
         let session = source::run(source, plan, guest, near_rights, clock(setup), near_outside);
         let near = tokio::spawn(session);
         let session = target::run(target, expected, place, far_rights, clock(setup), far_outside);
@@ -254,12 +255,22 @@ fn watch(mut events: mpsc::UnboundedReceiver<Event>, mut react: React, hands: Ha
     });
 }
 
-fn relay(mut messages: mpsc::Receiver<Message>, to: mpsc::Sender<Command>, hands: &Hands) {
-    let on = Arc::clone(&hands.relay);
+/// Carries words from one side to the other, whose daemon answers for a process that has ended.
+fn relay(
+    mut messages: mpsc::Receiver<Message>,
+    [back, to]: [mpsc::Sender<Command>; 2],
+    host: HostId,
+    world: &Arc<World>,
+    hands: &Hands,
+) {
+    let (on, world) = (Arc::clone(&hands.relay), Arc::clone(world));
     tokio::spawn(async move {
         while let Some(message) = messages.recv().await {
-            if on.load(SeqCst) {
-                let _ = to.send(Command::Heard(message)).await;
+            if on.load(SeqCst)
+                && to.send(Command::Heard(message)).await.is_err()
+                && let Some(answer) = world.answer(host, &message)
+            {
+                let _ = back.send(Command::Heard(answer)).await;
             }
         }
     });

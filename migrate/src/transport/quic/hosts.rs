@@ -133,7 +133,7 @@ impl HostEndpoint {
     /// Puts a renewed certificate or a changed site in place, for connections from now on.
     /// Sessions with a host that was removed must be closed by whoever holds them.
     pub fn replace(&self, identity: Arc<HostIdentity>, site: Arc<Site>) {
-        *self.dialler.own.write().unwrap_or_else(PoisonError::into_inner) = Own { identity, site };
+        self.dialler.replace(identity, site);
     }
 
     /// Closes the port and every session, telling the peers why.
@@ -153,6 +153,11 @@ pub struct Dialler {
 }
 
 impl Dialler {
+    /// See [`HostEndpoint::replace`], whose port this is.
+    pub fn replace(&self, identity: Arc<HostIdentity>, site: Arc<Site>) {
+        *self.own.write().unwrap_or_else(PoisonError::into_inner) = Own { identity, site };
+    }
+
     /// Connects to the host called `name` at `address`.
     ///
     /// # Errors

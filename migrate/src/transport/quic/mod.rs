@@ -19,6 +19,7 @@
 //! | [`limiter`] | one bandwidth budget in UDP payload for all sockets of a process |
 //! | `paced` | the socket that QUIC sees: capped segmentation offload, the limiter |
 //! | [`settings`] | times, sizes, windows; QUIC's configuration made from them |
+//! | `congestion` | Cubic that tells a lossy wire from a full queue |
 //! | [`tls`] | TLS 1.3 with aws-lc-rs; the doorkeepers of [`identity`](super::identity) in it |
 //! | [`error`] | why a connection was not made, for people on both sides |
 //! | `stream` | opening and welcome; frames onto streams and back |
@@ -38,8 +39,9 @@
 //!
 //! # Decisions
 //!
-//! Cubic only: BBR of this library lost 48 % in one of two runs on a narrow link, a fixed window
-//! 66 %. GSO on, with as many segments as fit a UDP datagram at the path's MTU: the library
+//! Cubic: BBR of this library lost 48 % in one of two runs on a narrow link, a fixed window 66 %.
+//! But Cubic alone used 11 % of 200 Mbit/s at 20 ms with 0.1 % of the packets lost at random, and
+//! 3 % with 1 %; `congestion` tells such losses from a full queue: 92 % and 91 %. GSO on, with as many segments as fit a UDP datagram at the path's MTU: the library
 //! always takes ten, and ten of a jumbo frame are too long, which it takes for a lost probe.
 //! MTU discovery starts at 1200: a first MTU above the initial window never sends at all.
 //! Windows follow rate × round trip, as oversized ones only fill queues.
@@ -52,6 +54,7 @@ pub mod settings;
 pub mod socket;
 pub mod tls;
 
+mod congestion;
 mod paced;
 mod serve;
 mod stream;

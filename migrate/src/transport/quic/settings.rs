@@ -2,12 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use quinn::{
-    EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt,
-    congestion::CubicConfig,
-};
+use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
 use super::{
+    congestion::TolerantConfig,
     limiter::Limiter,
     socket::{ETHERNET_PAYLOAD, MAX_PAYLOAD, MIN_PAYLOAD},
 };
@@ -65,7 +63,7 @@ impl Settings {
         let millis = u32::try_from(self.idle.as_millis()).unwrap_or(u32::MAX);
         let mut transport = TransportConfig::default();
         transport
-            .congestion_controller_factory(Arc::new(CubicConfig::default()))
+            .congestion_controller_factory(Arc::new(TolerantConfig::default()))
             .max_concurrent_bidi_streams(VarInt::from_u32(1))
             .max_concurrent_uni_streams(VarInt::from_u32(uni))
             .datagram_receive_buffer_size(None)

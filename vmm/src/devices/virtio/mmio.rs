@@ -140,15 +140,13 @@ impl MmioTransport {
     /// Completes what is in flight and parks the device. No vCPU may run.
     pub fn drain(&mut self) -> Result<(), DeviceError> {
         self.parked = true;
-        if self.active { self.device.drain() } else { Ok(()) }
+        self.device.drain()
     }
 
     /// Lets the device go on, and repeats an interrupt that the driver has not acknowledged.
     pub fn resume(&mut self) {
         self.parked = false;
-        if self.active {
-            self.device.resume();
-        }
+        self.device.resume();
         self.interrupt.repeat();
     }
 

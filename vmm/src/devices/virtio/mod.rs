@@ -111,10 +111,10 @@ pub trait VirtioDevice: Send {
     /// The driver gave the device up: what is in flight is completed or dropped, and queues and
     /// guest memory are not touched again. The device can be activated anew.
     fn reset(&mut self);
-    /// Completes what is in flight and parks. Does nothing if the device is not active.
+    /// Completes what is in flight and parks. The guest is not served if the device is not active.
     fn drain(&mut self) -> Result<(), DeviceError>;
     /// Goes on after `activate` or `drain`, looking at every queue once, since a notification
-    /// may have been lost with a save. Does nothing if the device is not active.
+    /// may have been lost with a save. Without a driver it must do nothing with the guest.
     fn resume(&mut self);
     /// The active queues with their numbers; empty if not active. Only while parked.
     fn queues(&self) -> Vec<(u16, QueueState)>;

@@ -1,0 +1,262 @@
+//! The daemon's HTTP API, as [`crate::api::host`] documents it. It turns requests into calls.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::Deserialize;
+use serde_json::json;
+use tokio::net::UnixListener;
+use uuid::Uuid;
+
+use super::peer::{Answer, Request};
+use super::{Daemon, check, history, host_name, metrics, moves};
+use crate::api::client::GuestClient;
+use crate::api::host::{
+    GuestList, HostInfo, HostList, InviteRequest, Invited, KnownHost, MoveBegun, MoveList,
+    MoveRequest, RemoveRequest,
+};
+use crate::api::moving::{CancelAnswer, MoveEvent, MoveReport};
+use crate::api::{ErrorBody, ErrorCode, Failure};
+use crate::guest::moving::feed::{Listener, Next};
+
+/// Longest body of a request, in bytes.
+const BODY_MAX: usize = 1 << 20;
+/// Reports in a list, unless asked otherwise.
+const LISTED: usize = 100;
+
+type App = State<Arc<Daemon>>;
+type Answered<T> = Result<Json<T>, Rejected>;
+
+/// Serves until the listener fails.
+pub async fn serve(listener: UnixListener, daemon: Arc<Daemon>) -> std::io::Result<()> {
+    let router = Router::new()
+        .route("/v1/host", get(host))
+        .route("/v1/guests", get(guests))
+        .route("/v1/moves", get(list).post(begin))
+        .route("/v1/moves/plan", post(plan))
+        .route("/v1/moves/{id}", get(report))
+        .route("/v1/moves/{id}/events", get(events))
+        .route("/v1/moves/{id}/cancel", post(cancel))
+        .route("/v1/hosts", get(hosts))
+        .route("/v1/hosts/{name}/check", get(look))
+        .route("/v1/hosts/invite", post(invite))
+        .route("/v1/hosts/remove", post(remove))
+        .route("/v1/reload", post(reload))
+        .route("/metrics", get(figures))
+        .fallback(|| async {
+            let failure =
+                Failure::new(ErrorCode::Usage, "there is no such request", "see the API's docs");
+            Rejected(failure)
+        })
+        .layer(DefaultBodyLimit::max(BODY_MAX))
+        .with_state(daemon);
+    axum::serve(listener, router).await
+}
+
+/// A failure as a response.
+struct Rejected(Failure);
+
+impl From<Failure> for Rejected {
+    fn from(failure: Failure) -> Self {
+        Self(failure)
+    }
+}
+
+impl IntoResponse for Rejected {
+    fn into_response(self) -> Response {
+        let status = match self.0.0.code {
+            ErrorCode::Usage => StatusCode::BAD_REQUEST,
+            ErrorCode::NotFound | ErrorCode::UnknownHost => StatusCode::NOT_FOUND,
+            ErrorCode::Unexpected | ErrorCode::File => StatusCode::INTERNAL_SERVER_ERROR,
+            _ => StatusCode::CONFLICT,
+        };
+        (status, Json(self.0.0)).into_response()
+    }
+}
+
+async fn host(State(daemon): App) -> Json<HostInfo> {
+    Json(daemon.info())
+}
+
+async fn guests(State(daemon): App) -> Answered<GuestList> {
+    let mut guests = Vec::new();
+    for name in crate::host::registry::names(&daemon.dirs)? {
+        let client = GuestClient::new(&name, daemon.dirs.guest(&name));
+        guests.extend(client.info_async(Duration::from_secs(2)).await.ok());
+    }
+    Ok(Json(GuestList { schema: 1, guests }))
+}
+
+async fn begin(State(daemon): App, Json(request): Json<MoveRequest>) -> Answered<MoveBegun> {
+    let move_id = moves::begin(&daemon, request).await?;
+    Ok(Json(MoveBegun { schema: 1, move_id }))
+}
+
+async fn plan(
+    State(daemon): App,
+    Json(request): Json<MoveRequest>,
+) -> Answered<crate::api::host::MovePlan> {
+    Ok(Json(moves::plan(&daemon, request).await?))
+}
+
+#[derive(Debug, Deserialize)]
+struct ListQuery {
+    guest: Option<String>,
+    limit: Option<usize>,
+}
+
+async fn list(State(daemon): App, Query(query): Query<ListQuery>) -> Answered<MoveList> {
+    let limit = query.limit.unwrap_or(LISTED).min(10_000);
+    let guest = query.guest.as_deref();
+    let mut moves = daemon.moves.going_on();
+    moves.retain(|r| guest.is_none_or(|g| r.guest == g || r.uuid.to_string() == g));
+    let known: Vec<Uuid> = moves.iter().map(|r| r.move_id).collect();
+    let ended = history::list(&daemon.dirs, guest, limit);
+    moves.extend(ended.into_iter().filter(|r| !known.contains(&r.move_id)));
+    moves.truncate(limit);
+    Ok(Json(MoveList { schema: 1, moves }))
+}
+
+fn no_move(id: Uuid) -> Rejected {
+    let message = format!("no move {id} is known here");
+    Rejected(Failure::new(
+        ErrorCode::NotFound,
+        message,
+        "see the moves there were: migrate history",
+    ))
+}
+
+async fn report(State(daemon): App, Path(id): Path<Uuid>) -> Answered<MoveReport> {
+    let going_on = daemon.moves.going_on().into_iter().find(|r| r.move_id == id);
+    let report = going_on.or_else(|| history::read(&daemon.dirs, id).ok());
+    report.map(Json).ok_or_else(|| no_move(id))
+}
+
+async fn events(State(daemon): App, Path(id): Path<Uuid>) -> Result<Response, Rejected> {
+    if let Some(feed) = daemon.moves.feed(id) {
+        return Ok(lines(feed.listen()));
+    }
+    let report = history::read(&daemon.dirs, id).map_err(|_| no_move(id))?;
+    let feed = crate::guest::moving::feed::Feed::default();
+    feed.tell(&MoveEvent::Result(Box::new(report)));
+    Ok(lines(feed.listen()))
+}
+
+fn lines(listener: Listener) -> Response {
+    let stream = futures_util::stream::unfold(listener, |mut listener| async move {
+        match listener.next().await {
+            Next::Line(line) => Some((Ok::<_, std::convert::Infallible>(line), listener)),
+            Next::End => None,
+        }
+    });
+    let json = [(axum::http::header::CONTENT_TYPE, "application/x-ndjson")];
+    (json, axum::body::Body::from_stream(stream)).into_response()
+}
+
+async fn cancel(State(daemon): App, Path(id): Path<Uuid>) -> Answered<CancelAnswer> {
+    match moves::cancel(&daemon, id).await {
+        Some(accepted) => Ok(Json(CancelAnswer { schema: 1, accepted: accepted? })),
+        None if history::read(&daemon.dirs, id).is_ok() => {
+            Ok(Json(CancelAnswer { schema: 1, accepted: false }))
+        }
+        None => Err(no_move(id)),
+    }
+}
+
+async fn hosts(State(daemon): App) -> Answered<HostList> {
+    Ok(Json(all_hosts(&daemon).await?))
+}
+
+/// The hosts of the site; the others are asked what they say of themselves.
+async fn all_hosts(daemon: &Arc<Daemon>) -> Result<HostList, Failure> {
+    for host in daemon.files.hosts()? {
+        // One that does not answer shows below.
+        let _ = daemon.learn_hosts(host.name.as_str()).await;
+    }
+    let mut hosts = Vec::new();
+    let own = daemon.identity().map(|i| i.host.name().clone());
+    for host in daemon.all_hosts()? {
+        let this = Some(&host.name) == own.as_ref();
+        let asked = match this {
+            true => Ok(daemon.info()),
+            false => ask_info(daemon, host.name.as_str()).await,
+        };
+        let rights = daemon.identity().map(|i| i.site.rights(&host.name));
+        let (info, error): (Option<HostInfo>, Option<ErrorBody>) = match asked {
+            Ok(info) => (Some(info), None),
+            Err(failure) => (None, Some(*failure.0)),
+        };
+        let rights: Vec<migrate_engine::transport::identity::Right> =
+            rights.map(Vec::from).unwrap_or_default();
+        hosts.push(KnownHost {
+            name: host.name.to_string(),
+            id: host.id,
+            address: host.address,
+            rights: rights.iter().map(ToString::to_string).collect(),
+            this,
+            info,
+            error,
+        });
+    }
+    hosts.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(HostList { schema: 1, hosts })
+}
+
+async fn ask_info(daemon: &Daemon, host: &str) -> Result<HostInfo, Failure> {
+    match daemon.ask(host, Request::Info).await?.answer {
+        Answer::Info(info) => Ok(*info),
+        _ => Err(super::unexpected("the other daemon", &"it answered something else")),
+    }
+}
+
+async fn look(
+    State(daemon): App,
+    Path(name): Path<String>,
+) -> Answered<crate::api::host::HostCheck> {
+    Ok(Json(check::check(&daemon, &name).await?))
+}
+
+async fn invite(State(daemon): App, Json(request): Json<InviteRequest>) -> Answered<Invited> {
+    daemon.dialler()?;
+    let own = daemon.address();
+    let address = match request.address {
+        Some(address) => address,
+        None if own.starts_with(':') => return Err(no_address().into()),
+        None => own,
+    };
+    let valid = Duration::from_millis(request.valid_ms);
+    let (invitation, expires) = daemon.files.invite(&address, valid)?;
+    let expires = i64::try_from(expires.0).unwrap_or(i64::MAX);
+    let expires = jiff::Timestamp::from_second(expires).unwrap_or(jiff::Timestamp::MAX);
+    Ok(Json(Invited { schema: 1, invitation: invitation.to_string(), expires }))
+}
+
+fn no_address() -> Failure {
+    Failure::new(
+        ErrorCode::Usage,
+        "this host listens on all its addresses: under which one does the new host reach it?",
+        "say it: migrate host invite --address HOST:PORT; or set advertise in host.toml",
+    )
+}
+
+async fn remove(State(daemon): App, Json(request): Json<RemoveRequest>) -> Answered<HostList> {
+    daemon.known(&request.name)?;
+    daemon.files.remove(&host_name(&request.name)?)?;
+    daemon.go_online()?;
+    Ok(Json(all_hosts(&daemon).await?))
+}
+
+async fn reload(State(daemon): App) -> Answered<serde_json::Value> {
+    daemon.go_online()?;
+    Ok(Json(json!({ "schema": 1 })))
+}
+
+async fn figures(State(daemon): App) -> Response {
+    let kind = [(axum::http::header::CONTENT_TYPE, "text/plain; version=0.0.4")];
+    (kind, metrics::page(&daemon)).into_response()
+}
