@@ -187,14 +187,27 @@ impl Files {
         Self::read(&self.state.join("hosts.json"))
     }
 
-    /// Notes where a host is, in place of what was known of it.
+    /// Notes where a host is, in place of what was known of it. An identity belongs to one host:
+    /// hand-overs know hosts by it, so nobody may take that of another.
     ///
     /// # Errors
-    /// The file cannot be read or written.
+    /// `host-refused` for the identity of another host; the file cannot be read or written.
     pub fn remember(&self, host: Known) -> Result<(), Failure> {
         let mut all = self.hosts()?;
         if all.contains(&host) {
             return Ok(());
+        }
+        let other = all.iter().find(|h| h.id.is_some() && h.id == host.id && h.name != host.name);
+        if let Some(other) = other {
+            return Err(Failure::new(
+                ErrorCode::HostRefused,
+                format!("host '{}' says that it is '{}': both have one id", host.name, other.name),
+                format!(
+                    "if it was renamed: migrate host remove {}; if its files were copied: remove \
+                     host-id from the copy's state directory",
+                    other.name
+                ),
+            ));
         }
         let before = all.iter().find(|h| h.name == host.name).and_then(|h| h.id);
         all.retain(|h| h.name != host.name);
@@ -377,6 +390,8 @@ mod tests {
         a.remember(Known { id: None, address: "y:1".into(), ..known.clone() }).unwrap();
         let there = a.hosts().unwrap();
         assert_eq!(there, [Known { address: "y:1".into(), ..known }], "an id is not forgotten");
+        let thief = Known { name: host("c"), id: Some(Uuid::nil()), address: "z:1".into() };
+        assert_eq!(a.remember(thief).unwrap_err().0.code, ErrorCode::HostRefused);
         a.remove(&host("b")).unwrap();
         assert!(a.hosts().unwrap().is_empty());
         assert!(a.identity().unwrap().unwrap().site.removed(&host("b")).is_some());

@@ -107,8 +107,7 @@ impl Teller {
                     "a step does not succeed and is tried again ({step:?}): {why}"
                 ));
             }
-            // The source tells how far it is.
-            Event::Filling(_) | Event::Ran => {}
+            Event::Ran | Event::Filling(_) => {}
             Event::Audited { differing } if differing.is_empty() => {}
             Event::Audited { differing } => self.notice(format!(
                 "DEFECT: {} pages of the source differ from what was sent: dirty tracking missed \
@@ -131,15 +130,7 @@ impl Teller {
             progress.frames += line.frame_bytes;
             progress.last = None;
         }
-        let stalled = advice.decision == Decision::Stalled;
-        let text = line.advice.clone();
         self.feed.tell(&MoveEvent::Round(Box::new(line)));
-        if stalled {
-            self.notice(format!(
-                "rounds do not shrink: {text}; --on-stall pause switches all the same, \
-                 --max-downtime allows more"
-            ));
-        }
     }
 
     fn look(&self) {
@@ -182,6 +173,7 @@ fn line(report: &RoundReport, advice: &Advice) -> RoundLine {
         bandwidth_bytes_per_s: per_second(memory_bytes, us),
         predicted_downtime_ms: predicted
             .map(|p| ms(u64::try_from(p.as_micros()).unwrap_or(u64::MAX))),
+        stalled: advice.decision == Decision::Stalled,
         advice: advice.why.to_string(),
     }
 }
