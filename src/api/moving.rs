@@ -8,6 +8,7 @@
 //! | `POST /v1/move` | [`MoveStart`] | `{"schema":1}`, when the move has begun |
 //! | `POST /v1/move/cancel` | – | [`CancelAnswer`]: accepted, or too late |
 //! | `GET /v1/move/events` | – | lines of JSON, a [`MoveEvent`] each, from the move's beginning |
+//! | `PUT /v1/move/bandwidth` | [`Bandwidth`] | `{"schema":1}`: this move's share of the budget |
 //! | `POST /v1/move/heard` | [`Words`] | `{"schema":1}`: words of the other side, over the daemons |
 //!
 //! and a guest process that was launched to receive one serves the last two. The events end with
@@ -363,6 +364,14 @@ pub enum MoveEvent {
     Words(Words),
     /// The end: the last event. An error is in the report.
     Result(Box<MoveReport>),
+}
+
+/// A move's share of the budget of its host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bandwidth {
+    /// UDP payload per second; no limit if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_per_s: Option<u64>,
 }
 
 /// Answer to a request to cancel.

@@ -182,10 +182,8 @@ async fn all_hosts(daemon: &Arc<Daemon>) -> Result<HostList, Failure> {
     let own = daemon.identity().map(|i| i.host.name().clone());
     for host in daemon.all_hosts()? {
         let this = Some(&host.name) == own.as_ref();
-        let asked = match this {
-            true => Ok(daemon.info()),
-            false => ask_info(daemon, host.name.as_str()).await,
-        };
+        let asked =
+            if this { Ok(daemon.info()) } else { ask_info(daemon, host.name.as_str()).await };
         let rights = daemon.identity().map(|i| i.site.rights(&host.name));
         let (info, error): (Option<HostInfo>, Option<ErrorBody>) = match asked {
             Ok(info) => (Some(info), None),

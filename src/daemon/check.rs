@@ -30,7 +30,7 @@ pub async fn check(daemon: &Arc<Daemon>, host: &str) -> Result<HostCheck, Failur
     let address = peers::resolve(&known.address).await;
     match &address {
         Ok(address) => {
-            lines.push(line("address", true, format!("{} ({address})", known.address), None))
+            lines.push(line("address", true, format!("{} ({address})", known.address), None));
         }
         Err(failure) => lines.push(failed("address", failure)),
     }

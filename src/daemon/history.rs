@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use uuid::Uuid;
 
-use crate::api::moving::MoveReport;
+use crate::api::moving::{HostRef, MoveReport};
+use crate::api::{ErrorCode, Failure};
 use crate::config::Dirs;
 
 /// How long a report is kept.
@@ -41,11 +42,46 @@ pub fn keep(dirs: &Dirs, report: &MoveReport) {
     }
 }
 
-/// Keeps a report that another host has sent, if this host (`id`) took part in the move.
-pub fn keep_from_peer(dirs: &Dirs, report: &MoveReport, id: Uuid) {
-    if report.to.id == id || report.from.id == id {
-        keep(dirs, report);
+/// Keeps a report that the host `peer` has sent of a guest that it moved to this host (`here`).
+/// Where this host is the source, its own report stays.
+///
+/// # Errors
+/// `host-refused` if it is about something else, or has no end.
+pub fn keep_from_peer(
+    dirs: &Dirs,
+    report: &MoveReport,
+    peer: &HostRef,
+    here: Uuid,
+) -> Result<(), Failure> {
+    let known = read(dirs, report.move_id).ok();
+    acceptable(report, known.as_ref(), peer, here).map_err(|what| {
+        let message = format!("the report of move {} is refused: {what}", report.move_id);
+        Failure::new(ErrorCode::HostRefused, message, "see the logs of both daemons")
+    })?;
+    keep(dirs, report);
+    Ok(())
+}
+
+/// Whether a peer's report may stand for a move of which `known` is kept here.
+fn acceptable(
+    report: &MoveReport,
+    known: Option<&MoveReport>,
+    peer: &HostRef,
+    here: Uuid,
+) -> Result<(), &'static str> {
+    if report.to.id != here || report.from != *peer {
+        return Err("it is not about a move from that host to this one");
     }
+    if report.ended.is_none() || report.outcome.is_none() {
+        return Err("the move has not ended");
+    }
+    if crate::config::check_name(&report.guest).is_err() {
+        return Err("the guest has no proper name");
+    }
+    if known.is_some_and(|k| (&k.from, k.to.id, k.uuid) != (&report.from, here, report.uuid)) {
+        return Err("another move has that id");
+    }
+    Ok(())
 }
 
 /// The report of a move.
@@ -79,5 +115,46 @@ pub fn prune(dirs: &Dirs) {
         if written.zip(old).is_some_and(|(written, old)| written < old) {
             let _ = fs::remove_file(entry.path());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::moving::{MoveOptions, MoveOutcome, MovePhase};
+    use crate::guest::moving::report::About;
+
+    #[test]
+    fn a_peer_reports_its_own_moves_to_here_and_nothing_else() {
+        let host = |n: u128, name: &str| HostRef { id: Uuid::from_u128(n), name: name.into() };
+        let (source, here, third) = (host(1, "a"), host(2, "b"), host(3, "c"));
+        let about = About {
+            move_id: Uuid::from_u128(9),
+            guest: "g".into(),
+            uuid: Uuid::from_u128(7),
+            from: source.clone(),
+            to: here.clone(),
+            started: jiff::Timestamp::UNIX_EPOCH,
+            options: MoveOptions::default(),
+            memory_bytes: 1,
+        };
+        let open = about.blank(MovePhase::Copying);
+        let ended = MoveReport {
+            ended: Some(jiff::Timestamp::UNIX_EPOCH),
+            outcome: Some(MoveOutcome::Moved),
+            ..open.clone()
+        };
+        assert_eq!(acceptable(&ended, None, &source, here.id), Ok(()));
+        assert_eq!(acceptable(&ended, Some(&ended), &source, here.id), Ok(()));
+        assert!(acceptable(&ended, None, &third, here.id).is_err(), "another host's move");
+        assert!(acceptable(&ended, None, &source, third.id).is_err(), "not to here");
+        assert!(acceptable(&open, None, &source, here.id).is_err(), "it goes on");
+        let other = MoveReport { uuid: Uuid::from_u128(8), ..ended.clone() };
+        assert!(acceptable(&ended, Some(&other), &source, here.id).is_err(), "another guest");
+        let own = MoveReport { from: here.clone(), to: source.clone(), ..ended.clone() };
+        assert!(acceptable(&ended, Some(&own), &source, here.id).is_err(), "our own move");
+        assert!(acceptable(&own, None, &source, here.id).is_err(), "our own move");
+        let odd = MoveReport { guest: "../x".into(), ..ended };
+        assert!(acceptable(&odd, None, &source, here.id).is_err());
     }
 }

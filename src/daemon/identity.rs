@@ -168,7 +168,7 @@ impl Files {
     /// # Errors
     /// The file is damaged.
     pub fn site(&self) -> Result<Hosts, Failure> {
-        self.read(&self.config.join("site.json"))
+        Self::read(&self.config.join("site.json"))
     }
 
     /// Replaces rights and removals.
@@ -176,7 +176,7 @@ impl Files {
     /// # Errors
     /// The file cannot be written.
     pub fn write_site(&self, hosts: &Hosts) -> Result<(), Failure> {
-        self.write(&self.config.join("site.json"), hosts)
+        Self::write(&self.config.join("site.json"), hosts)
     }
 
     /// The hosts that are known.
@@ -184,23 +184,36 @@ impl Files {
     /// # Errors
     /// The file is damaged.
     pub fn hosts(&self) -> Result<Vec<Known>, Failure> {
-        self.read(&self.state.join("hosts.json"))
+        Self::read(&self.state.join("hosts.json"))
     }
 
-    /// Notes where a host is, in place of what was known of it.
+    /// Notes where a host is, in place of what was known of it. An identity belongs to one host:
+    /// hand-overs know hosts by it, so nobody may take that of another.
     ///
     /// # Errors
-    /// The file cannot be read or written.
+    /// `host-refused` for the identity of another host; the file cannot be read or written.
     pub fn remember(&self, host: Known) -> Result<(), Failure> {
         let mut all = self.hosts()?;
         if all.contains(&host) {
             return Ok(());
         }
+        let other = all.iter().find(|h| h.id.is_some() && h.id == host.id && h.name != host.name);
+        if let Some(other) = other {
+            return Err(Failure::new(
+                ErrorCode::HostRefused,
+                format!("host '{}' says that it is '{}': both have one id", host.name, other.name),
+                format!(
+                    "if it was renamed: migrate host remove {}; if its files were copied: remove \
+                     host-id from the copy's state directory",
+                    other.name
+                ),
+            ));
+        }
         let before = all.iter().find(|h| h.name == host.name).and_then(|h| h.id);
         all.retain(|h| h.name != host.name);
         all.push(Known { id: host.id.or(before), ..host });
         all.sort_by(|a, b| a.name.cmp(&b.name));
-        self.write(&self.state.join("hosts.json"), &all)
+        Self::write(&self.state.join("hosts.json"), &all)
     }
 
     /// Forgets a host, and refuses the certificates it has from now on.
@@ -214,7 +227,7 @@ impl Files {
         self.write_site(&site)?;
         let mut all = self.hosts()?;
         all.retain(|h| h.name != *name);
-        self.write(&self.state.join("hosts.json"), &all)
+        Self::write(&self.state.join("hosts.json"), &all)
     }
 
     /// Makes an invitation to `address`, good for `valid`.
@@ -238,12 +251,12 @@ impl Files {
             .map_err(|e| usage(&e))?;
         let mut open = self.offers()?;
         open.push(invitation.offer());
-        self.write(&self.state.join("invitations.json"), &open)?;
+        Self::write(&self.state.join("invitations.json"), &open)?;
         Ok((invitation, expires))
     }
 
     fn offers(&self) -> Result<Vec<Offer>, Failure> {
-        let mut all: Vec<Offer> = self.read(&self.state.join("invitations.json"))?;
+        let mut all: Vec<Offer> = Self::read(&self.state.join("invitations.json"))?;
         all.retain(|offer| !offer.is_over(now()));
         Ok(all)
     }
@@ -281,7 +294,7 @@ impl Files {
         };
         let chain = self.sign(name, request)?;
         open.remove(at);
-        self.write(&self.state.join("invitations.json"), &open)?;
+        Self::write(&self.state.join("invitations.json"), &open)?;
         Ok(chain)
     }
 
@@ -305,7 +318,7 @@ impl Files {
         }
     }
 
-    fn read<T: DeserializeOwned + Default>(&self, path: &Path) -> Result<T, Failure> {
+    fn read<T: DeserializeOwned + Default>(path: &Path) -> Result<T, Failure> {
         match fs::read(path) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| failed("read", path, &e)),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(T::default()),
@@ -313,7 +326,7 @@ impl Files {
         }
     }
 
-    fn write(&self, path: &Path, value: &impl Serialize) -> Result<(), Failure> {
+    fn write(path: &Path, value: &impl Serialize) -> Result<(), Failure> {
         let text = serde_json::to_string_pretty(value).map_err(|e| failed("write", path, &e))?;
         replace(path, &text).map_err(|e| failed("write", path, &e))
     }
@@ -360,7 +373,7 @@ mod tests {
         let mode = fs::metadata(root.path().join("a/config/host.key")).unwrap().mode() & 0o777;
         assert_eq!(mode, 0o600);
 
-        let (invitation, _) = a.invite("127.0.0.1:1", Duration::from_secs(60)).unwrap();
+        let (invitation, _) = a.invite("127.0.0.1:1", Duration::from_mins(1)).unwrap();
         let key = HostKey::generate().unwrap();
         let request = key.request_pem(&host("b")).unwrap();
         let wrong = Secret::generate().unwrap();
@@ -370,13 +383,15 @@ mod tests {
         assert!(a.redeem(invitation.secret(), &host("b"), &request).is_err(), "only once");
         b.adopt(&key, &chain, &a.authorities().unwrap()).unwrap();
         assert_eq!(b.identity().unwrap().unwrap().host.name(), &host("b"));
-        assert!(b.invite("127.0.0.1:1", Duration::from_secs(60)).is_err(), "not the CA's host");
+        assert!(b.invite("127.0.0.1:1", Duration::from_mins(1)).is_err(), "not the CA's host");
 
         let known = Known { name: host("b"), id: Some(Uuid::nil()), address: "x:1".into() };
         a.remember(known.clone()).unwrap();
         a.remember(Known { id: None, address: "y:1".into(), ..known.clone() }).unwrap();
         let there = a.hosts().unwrap();
         assert_eq!(there, [Known { address: "y:1".into(), ..known }], "an id is not forgotten");
+        let thief = Known { name: host("c"), id: Some(Uuid::nil()), address: "z:1".into() };
+        assert_eq!(a.remember(thief).unwrap_err().0.code, ErrorCode::HostRefused);
         a.remove(&host("b")).unwrap();
         assert!(a.hosts().unwrap().is_empty());
         assert!(a.identity().unwrap().unwrap().site.removed(&host("b")).is_some());

@@ -23,7 +23,7 @@ use crate::host::leftover::{self, Life};
 use crate::host::spawn::{Receiver, launch_receiver};
 
 /// How long a receiver waits for its source.
-const ORPHAN: Duration = Duration::from_secs(60);
+const ORPHAN: Duration = Duration::from_mins(1);
 /// How long a receiver may take to start.
 const LAUNCH: Duration = Duration::from_secs(30);
 /// Memory that a guest process needs beside its guest.

@@ -126,7 +126,7 @@ async fn ask_in(
     for mut host in hosts.into_iter().filter(|h| h.name != *name) {
         if host.name == inviter.name {
             // As it was reached, whatever it thinks of itself.
-            host.address = invitation.address().to_owned();
+            invitation.address().clone_into(&mut host.address);
         }
         files.remember(host)?;
     }

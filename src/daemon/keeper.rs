@@ -11,23 +11,23 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use migrate_engine::handover::daemon::{Acting, Keeper};
 use migrate_engine::handover::effect::{Effect, Input, Timer};
-use migrate_engine::handover::message::Message;
+use migrate_engine::handover::message::{Body, Message};
 use migrate_engine::handover::term::{Beside, BootId, HostId, Millis, QuestionId};
 use migrate_engine::session::relay;
 use uuid::Uuid;
 
 use super::peer::{Answer, Request};
 use super::{Daemon, unexpected};
-use crate::api::Failure;
 use crate::api::client::GuestClient;
 use crate::api::moving::Words;
+use crate::api::{ErrorCode, Failure};
 use crate::config::hex;
 use crate::guest::journal::{self, Journal, JournalError, Whose};
 use crate::guest::moving::rights;
 use crate::host::registry;
 
 /// A switch that is not settled is tried for this long, and again when somebody asks.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 fn message_of(words: &Words) -> Option<Message> {
     hex::decode(&words.frame).and_then(|frame| relay::decode(&frame))
@@ -35,6 +35,17 @@ fn message_of(words: &Words) -> Option<Message> {
 
 fn words_of(message: &Message) -> Option<Words> {
     relay::encode(message).map(|frame| Words { frame: hex::encode(&frame) })
+}
+
+/// Whether the host `from` may say this to the host `here`: only the two sides of a switch speak
+/// of it, each for itself.
+fn may_say(message: &Message, from: Uuid, here: Uuid) -> bool {
+    let Message { switch, body } = message;
+    let (from, here) = (HostId(from.as_u128()), HostId(here.as_u128()));
+    match body {
+        Body::ToTarget(_) => (switch.from, switch.to) == (from, here),
+        Body::ToSource(_) => (switch.to, switch.from) == (from, here),
+    }
 }
 
 impl Daemon {
@@ -50,20 +61,26 @@ impl Daemon {
         None
     }
 
-    /// Delivers a word; answers what there is to say to it at once.
+    /// Delivers a word that the host `from` says; answers what there is to say to it at once.
     pub(super) async fn words_for(
         self: &Arc<Self>,
+        from: Uuid,
         guest: Uuid,
         words: Words,
     ) -> Result<Option<Words>, Failure> {
+        let Some(message) = message_of(&words) else {
+            return Err(unexpected("a word of a hand-over", &"it cannot be read"));
+        };
+        if !may_say(&message, from, self.id) {
+            let what = "a word of a hand-over in which the host that says it has no part";
+            let remedy = "see the logs of both daemons";
+            return Err(Failure::new(ErrorCode::HostRefused, what, remedy));
+        }
         if let Some(client) = self.process_of(guest).await
             && client.heard(&words).await.is_ok()
         {
             return Ok(None);
         }
-        let Some(message) = message_of(&words) else {
-            return Err(unexpected("a word of a hand-over", &"it cannot be read"));
-        };
         let Some(mut acting) = self.act_for(guest)? else { return Ok(None) };
         let said = acting.take(Input::Heard(message), self);
         Ok(said.iter().find_map(words_of))
@@ -244,5 +261,38 @@ impl Place {
             }
         }
         said
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use migrate_engine::handover::message::{SourceSays, ToSource, ToTarget};
+    use migrate_engine::handover::term::{Switch, SwitchId, Term};
+
+    #[test]
+    fn only_the_other_side_of_a_switch_has_a_say() {
+        let (source, target, third) = (Uuid::from_u128(4), Uuid::from_u128(5), Uuid::from_u128(6));
+        let switch = Switch {
+            id: SwitchId(1),
+            before: Term::new(2),
+            term: Term::new(3),
+            from: HostId(4),
+            to: HostId(5),
+        };
+        let to_target = Message::to_target(switch, ToTarget::Says(SourceSays::Withdrawn));
+        let to_source = Message::to_source(switch, ToSource::Ask);
+        assert!(may_say(&to_target, source, target));
+        assert!(may_say(&to_source, target, source));
+        for (message, from, here) in [
+            (&to_target, third, target),
+            (&to_source, third, source),
+            // Of a switch between two others, and to the wrong side.
+            (&to_target, source, third),
+            (&to_target, target, source),
+            (&to_source, source, target),
+        ] {
+            assert!(!may_say(message, from, here), "{message:?} {from} {here}");
+        }
     }
 }

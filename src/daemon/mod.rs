@@ -52,7 +52,7 @@ use config::Config;
 use identity::{Files, Identity};
 
 /// Time between two looks at the certificate's age.
-const RENEWAL_LOOK: Duration = Duration::from_secs(3600);
+const RENEWAL_LOOK: Duration = Duration::from_hours(1);
 
 /// The daemon. Everything of it is shared by its tasks, which run on one thread.
 struct Daemon {

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use migrate_engine::handover::journal::Record as Step;
 use migrate_engine::transport::identity::{Ephemeral, Right};
 use migrate_engine::transport::quic::socket::path_payload;
 use tokio::sync::Notify;
@@ -18,7 +19,7 @@ use super::{Daemon, history, host_name, unexpected};
 use crate::api::client::{CallError, GuestClient};
 use crate::api::host::{MovePlan, MoveRequest};
 use crate::api::moving::{
-    DataEnd, HostRef, MoveEvent, MoveOutcome, MovePhase, MoveReport, MoveStart,
+    Bandwidth, DataEnd, HostRef, MoveEvent, MoveOutcome, MovePhase, MoveReport, MoveStart,
 };
 use crate::api::{ErrorBody, ErrorCode, Failure, GuestInfo, GuestState};
 use crate::config::hex;
@@ -111,6 +112,18 @@ impl Moves {
         reports
     }
 
+    /// What each of the moves with a budget may use: they share the smallest that was asked for.
+    fn shares(&self) -> Vec<(String, u64)> {
+        let all = self.lock();
+        let limited = || {
+            let running = all.values().filter(|e| !e.ended);
+            running.filter_map(|e| Some((e, e.about.options.bandwidth_bytes_per_s?)))
+        };
+        let Some(budget) = limited().map(|(_, rate)| rate).min() else { return Vec::new() };
+        let share = (budget / limited().count().max(1) as u64).max(1);
+        limited().map(|(e, _)| (e.about.guest.clone(), share)).collect()
+    }
+
     fn guest_of(&self, id: Uuid) -> Option<String> {
         self.lock().get(&id).filter(|e| !e.ended).map(|e| e.about.guest.clone())
     }
@@ -160,7 +173,10 @@ pub async fn begin(daemon: &Arc<Daemon>, request: MoveRequest) -> Result<Uuid, F
     tokio::spawn(async move {
         let began = Instant::now();
         let report = match order(&daemon, &client, &info, &about).await {
-            Ok(()) => follow(&daemon, &client, &about, &feed).await,
+            Ok(()) => {
+                share_bandwidth(&daemon).await;
+                follow(&daemon, &client, &about, &feed).await
+            }
             Err(failure) => failed(&about, failure),
         };
         finish(&daemon, report, began).await;
@@ -199,6 +215,15 @@ fn target(daemon: &Daemon, name: &str) -> Result<HostRef, Failure> {
 fn lanes(about: &About) -> u8 {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     about.options.lanes.unwrap_or_else(|| u8::try_from((cores / 2).clamp(1, 4)).unwrap_or(1))
+}
+
+/// Divides the bandwidth anew, when a move has begun or ended.
+async fn share_bandwidth(daemon: &Daemon) {
+    for (guest, share) in daemon.moves.shares() {
+        let client = GuestClient::new(&guest, daemon.dirs.guest(&guest));
+        // One that has not begun or has ended does not need it.
+        let _ = client.move_bandwidth(Bandwidth { bytes_per_s: Some(share) }).await;
+    }
 }
 
 /// Has the other host get ready, and gives the guest's process its order.
@@ -291,7 +316,6 @@ async fn lost(daemon: &Arc<Daemon>, about: &About, error: &CallError) -> MoveRep
     tracing::error!(MOVE = %about.move_id, GUEST = about.guest, %error, "the guest's process is gone");
     daemon.settle(about.uuid).await;
     let record = journal::read(&daemon.dirs.journal(&about.uuid)).ok().flatten();
-    use migrate_engine::handover::journal::Record as Step;
     let (outcome, error) = match record.as_ref().and_then(|r| r.ledger.now()) {
         Some(Step::Ceded(_) | Step::Moved(_)) => (MoveOutcome::Moved, None),
         Some(Step::Offered(_)) => {
@@ -329,15 +353,18 @@ fn failed(about: &About, failure: Failure) -> MoveReport {
 
 /// Keeps the report here and at the other host, and tells who waits.
 async fn finish(daemon: &Arc<Daemon>, report: MoveReport, began: Instant) {
-    let report = MoveReport {
-        ended: Some(Timestamp::now()),
-        total_ms: began.elapsed().as_secs_f64() * 1000.0,
-        ..report
-    };
+    let total_ms = began.elapsed().as_secs_f64() * 1000.0;
+    let mut phases = report.phases.clone();
+    if !phases.iter().any(|(phase, _)| *phase == MovePhase::Preparing) {
+        let known: f64 = phases.iter().map(|(_, ms)| ms).sum();
+        phases.insert(0, (MovePhase::Preparing, (total_ms - known).max(0.0)));
+    }
+    let report = MoveReport { ended: Some(Timestamp::now()), total_ms, phases, ..report };
     tracing::info!(MOVE = %report.move_id, GUEST = report.guest, outcome = ?report.outcome,
         error = report.error.as_ref().map(|e| e.message.as_str()), "a move ended");
     history::keep(&daemon.dirs, &report);
     daemon.moves.end(&report);
+    share_bandwidth(daemon).await;
     let copy = Request::Report(Box::new(report.clone()));
     if let Err(failure) = daemon.ask(&report.to.name, copy).await {
         tracing::debug!(%failure, "the other host did not get the report");

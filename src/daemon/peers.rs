@@ -197,10 +197,23 @@ impl Daemon {
                 let listens = listens(&question.address, address);
                 let known =
                     Known { name: name.clone(), id: Some(question.from.id), address: listens };
-                if let Err(failure) = self.files.remember(known) {
-                    tracing::warn!(%failure, "where a host is was not noted");
+                let noted = match self.files.remember(known) {
+                    Err(failure) if failure.0.code == ErrorCode::HostRefused => Err(failure),
+                    _ if question.from.id == self.id => Err(Failure::new(
+                        ErrorCode::HostRefused,
+                        format!("host '{name}' has the id of {}", self.host_ref().name),
+                        "one is a copy of the other: remove host-id from the copy's state directory",
+                    )),
+                    Err(failure) => {
+                        tracing::warn!(%failure, "where a host is was not noted");
+                        Ok(())
+                    }
+                    Ok(()) => Ok(()),
+                };
+                match noted {
+                    Ok(()) => self.to_host(name, question).await,
+                    Err(failure) => Err(failure),
                 }
-                self.to_host(name, question).await
             }
         };
         Reply { version, host: self.host_ref(), answer: answer.map_err(|f| *f.0) }
@@ -271,17 +284,20 @@ impl Daemon {
             }
             Request::Prepare(prepare) => {
                 self.may(name, Right::Send)?;
-                self.prepare(question.from, *prepare).await
+                // Its name as its certificate has it, not as it says.
+                let from = HostRef { name: name.to_string(), ..question.from };
+                self.prepare(from, *prepare).await
             }
             Request::Abandon { attempt } => {
                 self.abandon(attempt).await;
                 Ok(Answer::Done)
             }
             Request::Words { guest, words } => {
-                Ok(Answer::Words(self.words_for(guest, words).await?))
+                Ok(Answer::Words(self.words_for(question.from.id, guest, words).await?))
             }
             Request::Report(report) => {
-                super::history::keep_from_peer(&self.dirs, &report, self.id);
+                let from = HostRef { name: name.to_string(), ..question.from };
+                super::history::keep_from_peer(&self.dirs, &report, &from, self.id)?;
                 Ok(Answer::Done)
             }
             Request::Renew { request } => Ok(Answer::Certificate(self.files.sign(name, &request)?)),
@@ -299,7 +315,9 @@ impl Daemon {
             return Ok(());
         };
         let own = self.identity().map(|i| i.host.name().clone());
-        for host in hosts.into_iter().filter(|h| Some(&h.name) != own.as_ref()) {
+        let removed = self.files.site()?.removed;
+        let others = hosts.into_iter().filter(|h| Some(&h.name) != own.as_ref());
+        for host in others.filter(|h| !removed.contains_key(&h.name)) {
             // What it says of itself is better than what others say.
             if !self.files.hosts()?.iter().any(|h| h.name == host.name) {
                 self.files.remember(host)?;

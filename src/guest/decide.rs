@@ -91,6 +91,7 @@ pub enum Input {
 
 /// What of the guest's definition matters here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts about one guest")]
 pub struct Policy {
     /// After a crash.
     pub on_crash: OnCrash,

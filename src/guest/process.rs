@@ -6,10 +6,10 @@
 //! leaves nothing behind.
 
 mod coming;
+mod taking;
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::net::UdpSocket;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
@@ -20,37 +20,31 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use migrate_engine::handover::journal::Record as Step;
-use migrate_engine::handover::term::{BootId, HostId, Term};
+use migrate_engine::handover::term::Term;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use uuid::Uuid;
 
 use coming::Coming;
+use taking::{Right, check_name, check_paths, open_source, take, watch_caller};
 use vmm::events::{EventSink, channel_pair};
 
-use super::confine::{Reach, confine};
-use super::disks::{Asked, Claim, DiskSet, DiskSetError};
+use super::disks::{Asked, DiskSet};
 use super::facts::Facts;
-use super::fingerprint;
 use super::inbox::{self, Inbox, Sources};
 use super::journal::record::Record;
-use super::journal::{self, Journal, JournalError, SharedJournal, Whose};
-use super::load::{self, Grant, Known};
+use super::journal::{JournalError, SharedJournal};
+use super::load::{self, Grant};
 use super::machine::{MakeMachine, PausedMachine, Place, Restore};
 use super::moving::departure::UnderWay;
-use super::moving::link;
 use super::owner::{self, Ended, First, HostStopFile, Owner};
 use super::runtime::RuntimeDir;
 use super::save::SavedDisk;
 use super::savefile::{self, SavedFile};
 use super::server::{Server, Sockets, WaitConsole};
-use super::{caller, ending, log, sys};
+use super::{ending, log, sys};
 use crate::api::launch::{ReceivedFds, receive_launch, send_reply};
 use crate::api::{ErrorCode, Failure, GuestInfo, LaunchReply, LaunchSpec, LoadSpec};
-use crate::config::{Dirs, GuestDefinition, OnHostStop, host_id};
-
-/// Journals that no saved file knows are kept this long, as exit records are.
-const JOURNALS_KEPT: Duration = Duration::from_hours(14 * 24);
+use crate::config::GuestDefinition;
 
 /// What came open with the launch document, for the machine.
 #[derive(Debug, Default)]
@@ -216,32 +210,12 @@ struct Source {
     file: File,
 }
 
-/// Everything that had to be taken or opened before confinement.
-struct Taken<T> {
-    dir: RuntimeDir,
-    journal: SharedJournal,
-    right: Right,
-    opened: T,
-    disks: Arc<[SavedDisk]>,
-    disk_set: DiskSet,
-    host_stop: HostStopFile,
-    sockets: Sockets,
-}
-
-/// By what right a process has its guest.
-enum Right {
-    /// It starts it.
-    Start(Grant),
-    /// It receives it, over these sockets.
-    Receive(Vec<UdpSocket>),
-}
-
 /// What a process lives for.
 enum Life<M: MakeMachine> {
     /// A guest that is there.
-    Here(Guest<M>),
+    Here(Box<Guest<M>>),
     /// One that is to come.
-    Coming(Coming<M>),
+    Coming(Box<Coming<M>>),
 }
 
 /// A confined process with all that a guest of any origin needs.
@@ -376,128 +350,8 @@ impl<M: MakeMachine> Frame<M> {
         // It is the guest's now: a move may begin.
         disk_set.drop_next().map_err(|e| unexpected("the disks", &e))?;
         let answer = LaunchReply::Ready(Box::new(owner.info()));
-        Ok((Life::Here(Guest { owner, server, dir, facts, spec }), answer))
+        Ok((Life::Here(Box::new(Guest { owner, server, dir, facts, spec })), answer))
     }
-}
-
-/// Paths are made of the name, so it is checked here whoever checked it before.
-fn check_name(name: &str) -> Result<(), Failure> {
-    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-    let bytes = name.as_bytes();
-    let good = bytes.first().is_some_and(|b| plain(*b))
-        && bytes.len() <= 63
-        && bytes.iter().all(|b| plain(*b) || matches!(b, b'.' | b'-'));
-    if good {
-        return Ok(());
-    }
-    Err(Failure::new(
-        ErrorCode::BadDefinition,
-        format!("'{name}' is not a guest's name"),
-        "use up to 63 of a-z, 0-9, '.' and '-', a letter or digit first",
-    ))
-}
-
-/// A relative path in a saved file would mean whatever directory this process is in.
-fn check_paths(definition: &GuestDefinition) -> Result<(), Failure> {
-    let single = [&definition.kernel, &definition.initrd, &definition.console_file];
-    let disks = definition.disks.iter().map(|d| &d.path);
-    match single.into_iter().flatten().chain(disks).find(|p| !p.is_absolute()) {
-        None => Ok(()),
-        Some(path) => Err(Failure::new(
-            ErrorCode::BadDefinition,
-            format!("the path '{}' is not absolute", path.display()),
-            "a definition that reaches a guest process has absolute paths only",
-        )),
-    }
-}
-
-fn watch_caller(spec: &LaunchSpec, launch: &UnixStream) -> Result<Option<OwnedFd>, Failure> {
-    if !spec.die_with_parent {
-        return Ok(None);
-    }
-    let gone = |e: io::Error| Failure::new(ErrorCode::Interrupted, e.to_string(), "run it again");
-    caller::watch(&launch).map(Some).map_err(gone)
-}
-
-fn open_source(how: Option<&LoadSpec>, file: Option<OwnedFd>) -> Result<Option<Source>, Failure> {
-    let (Some(how), Some(file)) = (how, file) else { return Ok(None) };
-    let file = File::from(file);
-    let saved = savefile::open(&file).map_err(|e| e.failure())?;
-    Ok(Some(Source { how: how.clone(), saved, file }))
-}
-
-/// Takes name and identity, opens everything, and confines the process.
-fn take<O: OpenMachine>(
-    machine: &O,
-    spec: &LaunchSpec,
-    source: Option<&Source>,
-    passed: Passed,
-    events: EventSink,
-) -> Result<Taken<O::Opened>, Failure> {
-    let (definition, dirs) = (&spec.definition, &spec.dirs);
-    let dir = RuntimeDir::take(&definition.name, dirs.guest(&definition.name))?;
-    let journal_dir = dirs.journal(&definition.uuid);
-    if let Some(all) = journal_dir.parent() {
-        journal::prune(all, Timestamp::now() - JOURNALS_KEPT);
-    }
-    let journal = Journal::take(&journal_dir)?;
-    let whose = whose(definition, dirs)?;
-    let mut opened = machine.open(definition, &dir, passed, events)?;
-    let claim = if spec.receive.is_some() { Claim::Receive } else { Claim::Start };
-    let disk_set = opened.claim_disks(Asked { guest: definition.uuid, claim })?;
-    let beside = match claim {
-        Claim::Start => disk_set.read_for_start(),
-        Claim::Receive => disk_set.read_beside(),
-    };
-    let beside = beside.map_err(|e| DiskSetError::from(e).failure())?;
-    let disks = opened.disks();
-    let known = Known { last: journal.last(), whose: &whose, beside };
-    let right = match (source, &spec.receive) {
-        (None, None) => Right::Start(load::grant_start(&known)?),
-        (Some(s), _) => {
-            Right::Start(load::grant_load(&s.how, definition, &s.saved.metadata, &known)?)
-        }
-        (None, Some(receive)) => {
-            load::may_receive(&known)?;
-            Right::Receive(link::bind(receive)?)
-        }
-    };
-    if let Some(source) = source {
-        check_disks(definition, source, &disks, &whose.host_name)?;
-    }
-    let journal = SharedJournal::new(journal, whose);
-    let sockets = Sockets { api: dir.bind(&dir.paths().api())?, fd: dir.bind(&dir.paths().fd())? };
-    let saves = (definition.on_host_stop == OnHostStop::Save).then(|| dirs.saves());
-    ending::prepare(dirs)
-        .and_then(|()| saves.as_ref().map_or(Ok(()), fs::create_dir_all))
-        .map_err(|e| file("the instance's directories cannot be made", &e))?;
-    let host_stop = HostStopFile {
-        fresh: dirs.saves().join(format!("{}.partial", definition.name)),
-        path: dirs.saves().join(format!("{}.state", definition.name)),
-    };
-    let marks = dirs.marks(&definition.uuid);
-    fs::create_dir_all(&marks)
-        .map_err(|e| file("the instance's directories cannot be made", &e))?;
-    confine(&Reach::new(dirs, dir.paths(), (journal_dir, marks), saves))
-        .map_err(|e| unexpected("the guest process cannot be confined", &e))?;
-    Ok(Taken { dir, journal, right, opened, disks: disks.into(), disk_set, host_stop, sockets })
-}
-
-/// Under the disks' locks, so that nobody changes them after the look.
-fn check_disks(
-    definition: &GuestDefinition,
-    source: &Source,
-    disks: &[SavedDisk],
-    host: &str,
-) -> Result<(), Failure> {
-    let look = |disk: &SavedDisk| {
-        fingerprint::take(&disk.file).map_err(|e| {
-            let what = format!("disk {} cannot be read: {e}", disk.path.display());
-            Failure::new(ErrorCode::BadDisk, what, "check the disk's health")
-        })
-    };
-    let now = disks.iter().map(look).collect::<Result<Vec<_>, _>>()?;
-    load::check_disks(definition, &source.saved.metadata, &now, host)
 }
 
 /// The machine to begin with, and how far its clocks were put forward if it was loaded.
@@ -518,23 +372,6 @@ fn first_machine<M: MakeMachine>(
     let mut fill = |place: &mut Place<'_>| savefile::load_memory(&file, &saved.header, place);
     let (machine, pause) = machines.restore(&saved.state, restore, &mut fill)?;
     Ok((machine, Some(pause)))
-}
-
-/// Whose journal a guest process holds: this guest's, on this host in this boot.
-fn whose(definition: &GuestDefinition, dirs: &Dirs) -> Result<Whose, Failure> {
-    let name =
-        nix::unistd::gethostname().map_err(|e| unexpected("the host's name cannot be read", &e))?;
-    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .map_err(|e| unexpected("the boot id cannot be read", &e))?;
-    let boot = Uuid::parse_str(boot.trim())
-        .map_err(|e| unexpected("the boot id cannot be understood", &e))?;
-    Ok(Whose {
-        uuid: definition.uuid,
-        name: definition.name.clone(),
-        host_name: name.to_string_lossy().into_owned(),
-        host: HostId(host_id(dirs)?.as_u128()),
-        boot: BootId(boot.as_u128()),
-    })
 }
 
 /// The record of a start: this host owns the guest, in a new term.

@@ -22,7 +22,7 @@ use super::inbox::{Answer, Command, Inbox};
 use super::machine::PausedMachine;
 use super::moving::feed::{Listener, Next};
 use super::peer;
-use crate::api::moving::{CancelAnswer, MoveStart, Words};
+use crate::api::moving::{Bandwidth, CancelAnswer, MoveStart, Words};
 use crate::api::{ErrorCode, Failure, SaveRequest, StopRequest, ThrottleRequest, WaitResult};
 use crate::config::hex;
 
@@ -154,6 +154,7 @@ fn router<P: PausedMachine>(app: App<P>) -> Router {
         .route("/v1/move/cancel", post(|s| simple(s, Command::CancelMove)))
         .route("/v1/move/events", get(|s| simple(s, Command::MoveFeed)))
         .route("/v1/move/heard", post(heard))
+        .route("/v1/move/bandwidth", put(bandwidth))
         .fallback(|| async {
             Rejected(Failure::new(
                 ErrorCode::Usage,
@@ -228,6 +229,13 @@ async fn heard<P: PausedMachine>(State(app): State<App<P>>, Body(words): Body<Wo
     let frame = hex::decode(&words.frame).and_then(|frame| relay::decode(&frame));
     let message = frame.ok_or_else(|| usage("that is no word of a hand-over"))?;
     ask(&app, Command::Heard(message)).await
+}
+
+async fn bandwidth<P: PausedMachine>(
+    State(app): State<App<P>>,
+    Body(share): Body<Bandwidth>,
+) -> Answered {
+    ask(&app, Command::Bandwidth(share.bytes_per_s)).await
 }
 
 /// A response of as many lines as there will be.

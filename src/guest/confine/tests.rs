@@ -81,6 +81,8 @@ fn a_confined_process_can_do_its_work_and_nothing_else() {
         "write its own directory",
         "write its journal",
         "leave an exit record",
+        "set a mark",
+        "send by UDP",
         "start a thread",
         "use what it holds",
         "read the boot id",

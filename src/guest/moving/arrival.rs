@@ -77,6 +77,7 @@ pub fn begin<R: MachineReceiver>(arrival: Arrival<R>) -> Result<UnderWay, Failur
     let feed = Feed::default();
     let (commands, told) = mpsc::channel(COMMANDS);
     let (move_id, to) = (arrival.spec.move_id, arrival.spec.to.name.clone());
+    let limiter = end.limiter();
     let body = {
         let feed = feed.clone();
         move || {
@@ -87,7 +88,7 @@ pub fn begin<R: MachineReceiver>(arrival: Arrival<R>) -> Result<UnderWay, Failur
     let thread = std::thread::Builder::new().name("move".into()).spawn(body);
     let thread: JoinHandle<()> =
         thread.map_err(|e| super::unexpected("no thread for the move", &e))?;
-    Ok(UnderWay { move_id, to, commands, feed, thread })
+    Ok(UnderWay { move_id, to, commands, feed, limiter, thread })
 }
 
 fn expected<R: MachineReceiver>(arrival: &Arrival<R>) -> Result<Expected, Failure> {

@@ -13,6 +13,7 @@ use migrate_engine::precopy;
 use migrate_engine::session::edge::Outside;
 use migrate_engine::session::source::{self, Held, Kept, Outcome, Plan};
 use migrate_engine::session::{Command, SystemClock};
+use migrate_engine::transport::quic::Limiter;
 use migrate_engine::wire::{AttemptId, GuestId, MoveId};
 use tokio::sync::mpsc;
 use uuid::Uuid;
@@ -69,6 +70,8 @@ pub struct UnderWay {
     pub commands: mpsc::Sender<Command>,
     /// What happens.
     pub feed: Feed,
+    /// Budget of what is sent.
+    pub limiter: Arc<Limiter>,
     /// Ends soon after the session.
     pub thread: JoinHandle<()>,
 }
@@ -116,6 +119,7 @@ pub fn begin<P: PausedMachine>(departure: Departure<P>) -> Result<UnderWay, Fail
     let feed = Feed::default();
     let (commands, told) = mpsc::channel(COMMANDS);
     let (move_id, to) = (departure.start.move_id, departure.start.to.name.clone());
+    let limiter = end.limiter();
     let body = {
         let feed = feed.clone();
         move || {
@@ -125,7 +129,7 @@ pub fn begin<P: PausedMachine>(departure: Departure<P>) -> Result<UnderWay, Fail
     };
     let thread = std::thread::Builder::new().name("move".into()).spawn(body);
     let thread = thread.map_err(|e| super::unexpected("no thread for the move", &e))?;
-    Ok(UnderWay { move_id, to, commands, feed, thread })
+    Ok(UnderWay { move_id, to, commands, feed, limiter, thread })
 }
 
 fn plan<P: PausedMachine>(departure: &Departure<P>) -> Result<Plan, Failure> {

@@ -17,6 +17,7 @@ pub struct End {
     own: Ephemeral,
     peer: Fingerprint,
     settings: Settings,
+    limiter: Arc<Limiter>,
 }
 
 fn malformed(what: &str) -> Failure {
@@ -37,9 +38,18 @@ impl End {
         )
         .map_err(|e| malformed(&e.to_string()))?;
         let peer = end.peer.parse().map_err(|_| malformed("the peer's fingerprint"))?;
-        let limiter = bandwidth.map(|rate| Arc::new(Limiter::new(Some(rate))));
-        let settings = Settings { payload: end.payload, limiter, ..Settings::default() };
-        Ok(Self { own, peer, settings })
+        let limiter = Arc::new(Limiter::new(bandwidth));
+        let settings = Settings {
+            payload: end.payload,
+            limiter: Some(Arc::clone(&limiter)),
+            ..Settings::default()
+        };
+        Ok(Self { own, peer, settings, limiter })
+    }
+
+    /// The budget, which may be changed while the link is in use.
+    pub fn limiter(&self) -> Arc<Limiter> {
+        Arc::clone(&self.limiter)
     }
 
     /// Connects to the receiver.

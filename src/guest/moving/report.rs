@@ -106,7 +106,7 @@ impl About {
 
 fn audit(report: &Report) -> Option<bool> {
     let audit = report.audit.as_ref()?;
-    audit.failed.is_none().then(|| audit.differing.is_empty())
+    audit.failed.is_none().then_some(audit.differing.is_empty())
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a duration for people")]

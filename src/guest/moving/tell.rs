@@ -96,6 +96,8 @@ impl Teller {
                 self.feed.tell(&MoveEvent::Rehearsed { restore_ms: ms(restore_us) });
             }
             Event::Rehearsed { problems, .. } => self.notice(problems.join("; ")),
+            // After the move nobody needs it.
+            Event::LinkLost(_) if self.feed.phase() >= Some(MovePhase::Auditing) => {}
             Event::LinkLost(why) => self.notice(format!("the link is lost: {why}")),
             Event::TooLateToCancel => {
                 self.notice("too late to cancel: the guest is being handed over".into());

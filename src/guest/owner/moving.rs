@@ -67,6 +67,10 @@ impl<M: MakeMachine> Owner<M> {
                 moving.tell(Word::Heard(message));
                 Ok(Answer::Done)
             }
+            (Command::Bandwidth(rate), Some(moving)) => {
+                moving.limiter.set_rate(rate);
+                Ok(Answer::Done)
+            }
             (Command::MoveFeed, Some(moving)) => Ok(Answer::Feed(moving.feed.clone())),
             (Command::MoveFeed, None) if self.last_feed.is_some() => {
                 self.last_feed.clone().map(Answer::Feed).ok_or_else(not_here)

@@ -47,7 +47,7 @@ impl<M: MakeMachine> Frame<M> {
         })?;
         let server = serve.start(self.inbox.clone())?;
         let coming = Coming { frame: self, server, under_way };
-        Ok((Life::Coming(coming), LaunchReply::Receiving { addresses }))
+        Ok((Life::Coming(Box::new(coming)), LaunchReply::Receiving { addresses }))
     }
 }
 

@@ -183,10 +183,12 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
         let took_us = micros(took);
         if self.plan.audit {
             let (differing, failed) = match differing {
-                Ok(differing) => (differing, None),
+                Ok(differing) => {
+                    self.event(Event::Audited { differing: differing.clone() });
+                    (differing, None)
+                }
                 Err(why) => (Vec::new(), Some(why)),
             };
-            self.event(Event::Audited { differing: differing.clone() });
             self.log.report.audit = Some(Audit { differing, took_us, failed });
         }
         self.inputs.push_back(Input::Audited { same });
