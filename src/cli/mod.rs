@@ -55,7 +55,9 @@ impl Session {
     /// The command that starts it.
     fn start_daemon(&self) -> String {
         let system = self.dirs.config == Path::new("/etc/migrate");
-        if system && Path::new("/run/systemd/system").is_dir() {
+        let unit =
+            ["/etc/systemd/system/migrate.service", "/usr/lib/systemd/system/migrate.service"];
+        if system && unit.iter().any(|path| Path::new(path).exists()) {
             return "systemctl start migrate".to_owned();
         }
         self.command("daemon")

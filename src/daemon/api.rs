@@ -22,7 +22,7 @@ use crate::api::host::{
 };
 use crate::api::moving::{CancelAnswer, MoveEvent, MoveReport};
 use crate::api::{ErrorBody, ErrorCode, Failure};
-use crate::guest::moving::feed::{Listener, Next};
+use crate::guest::moving::feed::Feed;
 
 /// Longest body of a request, in bytes.
 const BODY_MAX: usize = 1 << 20;
@@ -139,23 +139,12 @@ async fn report(State(daemon): App, Path(id): Path<Uuid>) -> Answered<MoveReport
 
 async fn events(State(daemon): App, Path(id): Path<Uuid>) -> Result<Response, Rejected> {
     if let Some(feed) = daemon.moves.feed(id) {
-        return Ok(lines(feed.listen()));
+        return Ok(feed.listen().into_response());
     }
     let report = history::read(&daemon.dirs, id).map_err(|_| no_move(id))?;
-    let feed = crate::guest::moving::feed::Feed::default();
+    let feed = Feed::default();
     feed.tell(&MoveEvent::Result(Box::new(report)));
-    Ok(lines(feed.listen()))
-}
-
-fn lines(listener: Listener) -> Response {
-    let stream = futures_util::stream::unfold(listener, |mut listener| async move {
-        match listener.next().await {
-            Next::Line(line) => Some((Ok::<_, std::convert::Infallible>(line), listener)),
-            Next::End => None,
-        }
-    });
-    let json = [(axum::http::header::CONTENT_TYPE, "application/x-ndjson")];
-    (json, axum::body::Body::from_stream(stream)).into_response()
+    Ok(feed.listen().into_response())
 }
 
 async fn cancel(State(daemon): App, Path(id): Path<Uuid>) -> Answered<CancelAnswer> {

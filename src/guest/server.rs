@@ -20,7 +20,6 @@ use tokio::sync::{Semaphore, oneshot};
 use super::fdsock::Descriptors;
 use super::inbox::{Answer, Command, Inbox};
 use super::machine::PausedMachine;
-use super::moving::feed::{Listener, Next};
 use super::peer;
 use crate::api::moving::{Bandwidth, CancelAnswer, MoveStart, Words};
 use crate::api::{ErrorCode, Failure, SaveRequest, StopRequest, ThrottleRequest, WaitResult};
@@ -176,7 +175,7 @@ async fn ask<P: PausedMachine>(app: &App<P>, command: Command) -> Answered {
         Answer::Save(result) => Json(result).into_response(),
         Answer::Done => Json(serde_json::json!({ "schema": 1 })).into_response(),
         Answer::Cancelled(accepted) => Json(CancelAnswer { schema: 1, accepted }).into_response(),
-        Answer::Feed(feed) => lines(feed.listen()),
+        Answer::Feed(feed) => feed.listen().into_response(),
     })
 }
 
@@ -236,18 +235,6 @@ async fn bandwidth<P: PausedMachine>(
     Body(share): Body<Bandwidth>,
 ) -> Answered {
     ask(&app, Command::Bandwidth(share.bytes_per_s)).await
-}
-
-/// A response of as many lines as there will be.
-fn lines(listener: Listener) -> Response {
-    let stream = futures_util::stream::unfold(listener, |mut listener| async move {
-        match listener.next().await {
-            Next::Line(line) => Some((Ok::<_, std::convert::Infallible>(line), listener)),
-            Next::End => None,
-        }
-    });
-    let json = [(axum::http::header::CONTENT_TYPE, "application/x-ndjson")];
-    (json, axum::body::Body::from_stream(stream)).into_response()
 }
 
 /// Query of `wait-console`.

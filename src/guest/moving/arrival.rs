@@ -4,7 +4,6 @@
 use std::net::UdpSocket;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -16,7 +15,7 @@ use migrate_engine::session::{Command, SystemClock};
 use migrate_engine::wire::{AttemptId, GuestId, MoveId};
 use tokio::sync::mpsc;
 
-use super::departure::{COMMANDS, UnderWay, WORDS};
+use super::departure::{UnderWay, WORDS};
 use super::feed::Feed;
 use super::landed::{LandedPaused, LandedRunning, Landing};
 use super::link::End;
@@ -69,26 +68,9 @@ pub enum Landed<P: PausedMachine> {
 pub fn begin<R: MachineReceiver>(arrival: Arrival<R>) -> Result<UnderWay, Failure> {
     let end = End::new(&arrival.spec.end, None)?;
     let expected = expected(&arrival)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .thread_name("move-work")
-        .build()
-        .map_err(|e| super::unexpected("the move cannot start", &e))?;
-    let feed = Feed::default();
-    let (commands, told) = mpsc::channel(COMMANDS);
     let (move_id, to) = (arrival.spec.move_id, arrival.spec.to.name.clone());
     let limiter = end.limiter();
-    let body = {
-        let feed = feed.clone();
-        move || {
-            runtime.block_on(run(arrival, end, expected, told, feed));
-            runtime.shutdown_background();
-        }
-    };
-    let thread = std::thread::Builder::new().name("move".into()).spawn(body);
-    let thread: JoinHandle<()> =
-        thread.map_err(|e| super::unexpected("no thread for the move", &e))?;
-    Ok(UnderWay { move_id, to, commands, feed, limiter, thread })
+    UnderWay::start(move_id, to, limiter, |told, feed| run(arrival, end, expected, told, feed))
 }
 
 fn expected<R: MachineReceiver>(arrival: &Arrival<R>) -> Result<Expected, Failure> {

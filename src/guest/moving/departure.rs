@@ -35,7 +35,7 @@ use crate::guest::journal::SharedJournal;
 use crate::guest::machine::PausedMachine;
 
 /// Commands that may wait for a session.
-pub(super) const COMMANDS: usize = 64;
+const COMMANDS: usize = 64;
 /// Words that may wait to be carried.
 pub(super) const WORDS: usize = 16;
 
@@ -77,6 +77,33 @@ pub struct UnderWay {
 }
 
 impl UnderWay {
+    /// Runs the future that `session` makes on a thread and a runtime of its own.
+    ///
+    /// # Errors
+    /// There is none to be had.
+    pub fn start<F: Future<Output = ()>>(
+        move_id: Uuid,
+        to: String,
+        limiter: Arc<Limiter>,
+        session: impl FnOnce(mpsc::Receiver<Command>, Feed) -> F + Send + 'static,
+    ) -> Result<Self, Failure> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .thread_name("move-work")
+            .build()
+            .map_err(|e| super::unexpected("the move cannot start", &e))?;
+        let feed = Feed::default();
+        let (commands, told) = mpsc::channel(COMMANDS);
+        let telling = feed.clone();
+        let body = move || {
+            runtime.block_on(session(told, telling));
+            runtime.shutdown_background();
+        };
+        let thread = std::thread::Builder::new().name("move".into()).spawn(body);
+        let thread = thread.map_err(|e| super::unexpected("no thread for the move", &e))?;
+        Ok(Self { move_id, to, commands, feed, limiter, thread })
+    }
+
     /// Tells the session. One that has ended does not need to hear it.
     pub fn tell(&self, command: Command) {
         let _ = self.commands.try_send(command);
@@ -111,25 +138,9 @@ pub fn begin<P: PausedMachine>(departure: Departure<P>) -> Result<UnderWay, Fail
     let bandwidth = departure.start.options.bandwidth_bytes_per_s;
     let end = End::new(&departure.start.end, bandwidth)?;
     let plan = plan(&departure)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .thread_name("move-work")
-        .build()
-        .map_err(|e| super::unexpected("the move cannot start", &e))?;
-    let feed = Feed::default();
-    let (commands, told) = mpsc::channel(COMMANDS);
     let (move_id, to) = (departure.start.move_id, departure.start.to.name.clone());
     let limiter = end.limiter();
-    let body = {
-        let feed = feed.clone();
-        move || {
-            runtime.block_on(run(departure, end, plan, told, feed));
-            runtime.shutdown_background();
-        }
-    };
-    let thread = std::thread::Builder::new().name("move".into()).spawn(body);
-    let thread = thread.map_err(|e| super::unexpected("no thread for the move", &e))?;
-    Ok(UnderWay { move_id, to, commands, feed, limiter, thread })
+    UnderWay::start(move_id, to, limiter, |told, feed| run(departure, end, plan, told, feed))
 }
 
 fn plan<P: PausedMachine>(departure: &Departure<P>) -> Result<Plan, Failure> {

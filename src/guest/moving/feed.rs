@@ -3,6 +3,9 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use axum::body::Body;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use tokio::sync::watch;
 
@@ -137,6 +140,19 @@ impl Listener {
         let progress = state.progress.clone().filter(|p| self.shown.as_ref() != Some(p))?;
         self.shown = Some(progress.clone());
         Some(Next::Line(progress))
+    }
+}
+
+/// As many lines as there will be, for a client of an HTTP API.
+impl IntoResponse for Listener {
+    fn into_response(self) -> Response {
+        let stream = futures_util::stream::unfold(self, |mut listener| async move {
+            match listener.next().await {
+                Next::Line(line) => Some((Ok::<_, std::convert::Infallible>(line), listener)),
+                Next::End => None,
+            }
+        });
+        ([(CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(stream)).into_response()
     }
 }
 
