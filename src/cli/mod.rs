@@ -9,6 +9,7 @@ mod demo;
 mod foreground;
 mod help;
 mod host;
+pub mod logging;
 mod moving;
 mod output;
 mod run;

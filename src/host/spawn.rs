@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, SystemTime};
 
-use super::{exits, taps};
+use super::{exits, scope, taps};
 use crate::api::launch::{LaunchError, LaunchFds, receive_reply, send_launch};
 use crate::api::{ErrorCode, Failure, GuestInfo, LaunchReply, LaunchSpec};
 
@@ -99,6 +99,9 @@ fn start_process(
     let taps = taps::make(&spec.definition, &spec.dirs)?;
     let (ours, theirs) = UnixStream::pair().map_err(|e| cannot_start(&e))?;
     let mut child = start(theirs, log).map_err(|e| cannot_start(&e))?;
+    let lasting = !spec.die_with_parent;
+    let scope =
+        lasting.then(|| scope::ask(&spec.dirs, &spec.definition.name, child.id())).flatten();
 
     // A process that died early breaks the socket; why it died is told by its answer or its log.
     let fds = LaunchFds { console: None, load: load.map(AsFd::as_fd), taps: &taps };
@@ -106,6 +109,9 @@ fn start_process(
         Ok(()) | Err(LaunchError::Io(_)) => wait_for_reply(&mut child, deadline),
         Err(other) => Err(NoReply::Broken(other)),
     };
+    if let Some(scope) = scope {
+        scope.finish();
+    }
     match reply {
         Ok(LaunchReply::Failed(body)) => {
             let _ = child.wait();
