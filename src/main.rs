@@ -11,7 +11,7 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|word| word == spawn::SUBCOMMAND) {
         return migrate::guest::process::process_main(&migrate::adapter::VmmHost);
     }
-    migrate::cli::logging::start(std::env::args_os());
+    migrate::logging::start(std::env::args_os());
     std::panic::catch_unwind(|| migrate::cli::main(std::env::args_os()))
         .unwrap_or(ExitCode::FAILURE)
 }

@@ -9,7 +9,6 @@ mod demo;
 mod foreground;
 mod help;
 mod host;
-pub mod logging;
 mod moving;
 mod output;
 mod run;

@@ -242,6 +242,7 @@ fn build<O: OpenMachine>(
     let (spec, fds) =
         receive_launch(launch).map_err(|e| unexpected("the launch document cannot be read", &e))?;
     check_name(&spec.definition.name)?;
+    crate::logging::process::is_of(&spec.definition.name);
     check_paths(&spec.definition)?;
     let caller = watch_caller(&spec, launch)?;
     let ReceivedFds { console, load, taps } = fds;

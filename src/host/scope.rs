@@ -3,20 +3,32 @@
 //! that neither's end is its own, and it is stopped in order when the host shuts down.
 //!
 //! The scope is made around the process that already runs: descriptors cannot be handed to a
-//! process that systemd starts, and a guest must not wait for systemd or fail with it. Without
-//! systemd, and in private instances, nothing is done. It never ends a process.
+//! process that systemd starts. A thread asks for it beside the start, so that a bus that hangs
+//! holds up nothing; whatever goes wrong is a line in the log, and the guest stays where its
+//! caller is, in a session of its own. Without systemd, and in private instances, nothing is
+//! done. It never ends a process but `busctl`, which it started.
 
-use std::io;
+use std::io::{self, Read};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::config::Dirs;
 
-/// Seconds that systemd may take to answer.
-const PATIENCE: &str = "5";
+/// Time that systemd has for its answer. It needs some milliseconds.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Time between two looks whether it has come.
+const LOOK: Duration = Duration::from_millis(5);
 /// Microseconds a guest has to shut down or to be saved, before systemd kills it: more than the
 /// 90 s that it gives its guest.
 const STOP_US: &str = "120000000";
+/// Bytes of an error that are read.
+const ERROR_MAX: u64 = 1024;
 
 /// Whose systemd looks after a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,36 +37,87 @@ enum Manager {
     User,
 }
 
-/// The request for a scope, under way.
+/// A request for a scope, under way. Dropping it leaves it under way.
 #[derive(Debug)]
-pub struct Request {
-    manager: Manager,
+pub struct Asked {
     guest: String,
-    pid: u32,
-    asked: io::Result<Child>,
+    withdrawn: Arc<AtomicBool>,
+    answered: Receiver<()>,
 }
 
-/// Asks for a scope for the process `pid` of guest `guest`, if this instance's guests get one.
-/// The answer is awaited in [`Request::finish`].
-pub fn ask(dirs: &Dirs, guest: &str, pid: u32) -> Option<Request> {
+/// Asks for a scope for the process `pid` of guest `guest`, if this instance's guests get one,
+/// and does not wait for it. The log says if there is none in the end.
+pub fn ask(dirs: &Dirs, guest: &str, pid: u32) -> Option<Asked> {
     let booted = Path::new("/run/systemd/system").is_dir();
     let runtime = std::env::var_os("XDG_RUNTIME_DIR");
     let manager = manager(dirs, runtime.as_ref().map(Path::new)).filter(|_| booted)?;
-    let asked = start(&words(manager, &unit(guest), guest, pid));
-    Some(Request { manager, guest: guest.to_owned(), pid, asked })
+    Some(ask_with(Path::new("busctl"), manager, guest, pid))
 }
 
-impl Request {
-    /// Waits for the answer, for some seconds at most. If there is no scope the guest stays where
-    /// its caller is, and the log says so.
-    pub fn finish(self) {
-        let Self { manager, guest, pid, asked } = self;
-        let Err(first) = answer(asked) else { return };
-        // The scope of the last process of that name may not be gone yet.
-        let other = unit(&format!("{guest}-{pid}"));
-        if answer(start(&words(manager, &other, &guest, pid))).is_err() {
-            tracing::warn!(GUEST = guest, error = %first, "the guest has no unit of its own");
+fn ask_with(busctl: &Path, manager: Manager, guest: &str, pid: u32) -> Asked {
+    let withdrawn = Arc::new(AtomicBool::new(false));
+    let (sender, answered) = channel();
+    let asked = Asked { guest: guest.to_owned(), withdrawn: Arc::clone(&withdrawn), answered };
+    let (busctl, guest) = (busctl.to_owned(), guest.to_owned());
+    let span = tracing::Span::current();
+    let started = thread::Builder::new().name("scope".into()).spawn(move || {
+        let _log = span.enter();
+        let result = request(&busctl, manager, &guest, pid, &withdrawn);
+        // A guest that ended meanwhile needs none.
+        let lives = Path::new(&format!("/proc/{pid}")).exists();
+        if let Err(error) = result
+            && lives
+            && !withdrawn.load(Ordering::Relaxed)
+        {
+            tracing::warn!(GUEST = guest, %error, "the guest has no unit of its own");
         }
+        let _ = sender.send(());
+    });
+    if let Err(error) = started {
+        tracing::warn!(GUEST = asked.guest, %error, "the guest has no unit of its own");
+    }
+    asked
+}
+
+impl Asked {
+    /// For a caller that ends soon, and its threads with it: waits for the answer, `grace` at
+    /// most. One that comes later counts all the same, but nobody hears of it.
+    pub fn settle(self, grace: Duration) {
+        if self.answered.recv_timeout(grace) == Err(RecvTimeoutError::Timeout) {
+            tracing::warn!(
+                GUEST = self.guest,
+                "systemd does not answer; the guest may stay without a unit of its own"
+            );
+        }
+    }
+
+    /// The process is gone: its number may soon be another's.
+    pub fn withdraw(self) {
+        self.withdrawn.store(true, Ordering::Relaxed);
+        let _ = self.answered.recv_timeout(PATIENCE);
+    }
+}
+
+/// Asks until there is an answer, and once more by another name: the scope of the last process
+/// of that guest may not be gone yet.
+fn request(
+    busctl: &Path,
+    manager: Manager,
+    guest: &str,
+    pid: u32,
+    withdrawn: &AtomicBool,
+) -> io::Result<()> {
+    let end = Instant::now() + PATIENCE;
+    let ask = |name: &str| {
+        let child = start(busctl, &words(manager, name, guest, pid))?;
+        answer(child, end, withdrawn)
+    };
+    match ask(&unit(guest)) {
+        // No guest's name has an @ in it.
+        Err(error) if error.to_string().contains("already") => {
+            ask(&unit(&format!("{guest}@{pid}")))
+        }
+        other => other,
     }
 }
 
@@ -92,10 +155,11 @@ fn words(manager: Manager, unit: &str, guest: &str, pid: u32) -> Vec<String> {
         Manager::System => "--system",
         Manager::User => "--user",
     };
-    let timeout = format!("--timeout={PATIENCE}");
+    let timeout = format!("--timeout={}", PATIENCE.as_secs());
     let head = [
         bus,
         "--quiet",
+        "--allow-interactive-authorization=false",
         &timeout,
         "call",
         "org.freedesktop.systemd1",
@@ -111,21 +175,41 @@ fn words(manager: Manager, unit: &str, guest: &str, pid: u32) -> Vec<String> {
     all.map(str::to_owned).collect()
 }
 
-fn start(words: &[String]) -> io::Result<Child> {
-    Command::new("busctl")
+fn start(busctl: &Path, words: &[String]) -> io::Result<Child> {
+    Command::new(busctl)
         .args(words)
+        // Ctrl-C is for the command.
+        .process_group(0)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
+        .map_err(|e| io::Error::new(e.kind(), format!("{} cannot be run: {e}", busctl.display())))
 }
 
-fn answer(asked: io::Result<Child>) -> io::Result<()> {
-    let output = asked?.wait_with_output()?;
-    if output.status.success() {
+/// Waits for the end of `child` until `end`; then, or when nobody wants it any more, it is ended:
+/// the limit that it was given does not hold while it connects.
+fn answer(mut child: Child, end: Instant, withdrawn: &AtomicBool) -> io::Result<()> {
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if Instant::now() >= end || withdrawn.load(Ordering::Relaxed) {
+            child.kill()?;
+            child.wait()?;
+            let why = format!("systemd did not answer within {} s", PATIENCE.as_secs());
+            return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+        }
+        thread::sleep(LOOK);
+    };
+    if status.success() {
         return Ok(());
     }
-    Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+    let mut text = Vec::new();
+    if let Some(stderr) = child.stderr.take() {
+        stderr.take(ERROR_MAX).read_to_end(&mut text)?;
+    }
+    Err(io::Error::other(String::from_utf8_lossy(&text).trim().to_owned()))
 }
 
 #[cfg(test)]
@@ -155,5 +239,68 @@ mod tests {
             assert_eq!(found, count, "{words:?}");
             assert!(words.join(" ").contains("PIDs au 1 42 "));
         }
+    }
+
+    /// A stand-in for `busctl`, and the file in which it notes what it was asked.
+    fn stand_in(dir: &Path, body: &str) -> std::path::PathBuf {
+        use std::io::Write;
+        let path = dir.join("busctl");
+        let script = format!("#!/bin/sh\necho \"$@\" >>'{}/asked'\n{body}\n", dir.display());
+        // Written by another process: a fork of another test would hold it open for writing, and
+        // it could not be run.
+        let mut writer = Command::new("sh")
+            .args(["-c", "cat >\"$0\" && chmod 755 \"$0\""])
+            .arg(&path)
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        writer.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+        assert!(writer.wait().unwrap().success());
+        path
+    }
+
+    #[test]
+    fn a_name_that_is_taken_is_not_the_last_word() {
+        let dir = tempfile::tempdir().unwrap();
+        let refuse = "case $* in *@42.scope*) ;; *) echo Unit already exists. >&2; exit 1;; esac";
+        let busctl = stand_in(dir.path(), refuse);
+        let no = AtomicBool::new(false);
+        request(&busctl, Manager::System, "web1", 42, &no).unwrap();
+        let asked = std::fs::read_to_string(dir.path().join("asked")).unwrap();
+        assert_eq!(asked.lines().count(), 2, "{asked}");
+        assert!(asked.contains(" migrate-guest-web1@42.scope fail "), "{asked}");
+    }
+
+    #[test]
+    fn the_cause_is_what_systemd_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let busctl = stand_in(dir.path(), "echo Call failed: Access denied >&2; exit 1");
+        let no = AtomicBool::new(false);
+        let error = request(&busctl, Manager::User, "web1", 42, &no).unwrap_err();
+        assert_eq!(error.to_string(), "Call failed: Access denied");
+        let asked = std::fs::read_to_string(dir.path().join("asked")).unwrap();
+        assert_eq!(asked.lines().count(), 1, "it is not asked twice: {asked}");
+        let gone = request(&dir.path().join("none"), Manager::User, "web1", 42, &no).unwrap_err();
+        assert_eq!(gone.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_bus_that_hangs_holds_nobody_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let note = dir.path().join("pid");
+        // It never answers while it lives.
+        let busctl =
+            stand_in(dir.path(), &format!("echo $$ >'{}'; exec sleep 600", note.display()));
+        let asked = ask_with(&busctl, Manager::System, "web1", std::process::id());
+        let pid = loop {
+            let text = std::fs::read_to_string(&note).unwrap_or_default();
+            if let Ok(pid) = text.trim().parse::<u32>() {
+                break pid;
+            }
+            thread::sleep(LOOK);
+        };
+        // This returns although nothing was answered; and then nothing of it is left.
+        asked.withdraw();
+        assert!(!Path::new(&format!("/proc/{pid}")).exists(), "busctl was ended");
     }
 }
