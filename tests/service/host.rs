@@ -221,6 +221,10 @@ fn write_units(dir: &Path) {
     }
     let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/systemd/migrate.service");
     fs::copy(ours, dir.join("migrate.service")).unwrap();
+    // A hang is noticed sooner than it is in the unit.
+    let more = dir.join("migrate.service.d");
+    fs::create_dir(&more).unwrap();
+    fs::write(more.join("watchdog.conf"), "[Service]\nWatchdogSec=8s\n").unwrap();
 }
 
 /// Where the tree of cgroups of version 2 is mounted.

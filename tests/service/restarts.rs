@@ -92,8 +92,8 @@ fn end_in_every_way(host: &Host, mut check: impl FnMut()) {
     let ways: [&[&str]; 3] = [
         &["restart", "migrate"],
         &["kill", "--kill-whom=main", "--signal=SIGKILL", "migrate"],
-        // It blocks: the watchdog's end of it.
-        &["kill", "--kill-whom=main", "--signal=SIGABRT", "migrate"],
+        // It hangs, and the watchdog ends it.
+        &["kill", "--kill-whom=main", "--signal=SIGSTOP", "migrate"],
     ];
     for way in ways {
         let before = host.property("migrate", "MainPID");
@@ -106,6 +106,7 @@ fn end_in_every_way(host: &Host, mut check: impl FnMut()) {
         host.done(&["host", "show"]);
         check();
     }
+    assert_eq!(host.property("migrate", "NRestarts"), "2");
     host.systemctl(&["stop", "migrate"]);
     assert_eq!(host.property("migrate", "Result"), "success");
     check();

@@ -74,4 +74,4 @@ done </proc/self/mounts
 ip link set lo up
 exec setpriv --bounding-set=-sys_module,-sys_time,-sys_boot,-sys_rawio,-mknod,-syslog \
     env -i container=test SYSTEMD_UNIT_PATH=/etc/systemd/system PATH=/usr/sbin:/usr/bin \
-    /usr/lib/systemd/systemd --system --log-target=console --log-level=warning --show-status=no
+    /usr/lib/systemd/systemd --system --log-target=journal --log-level=notice --show-status=no
