@@ -12,6 +12,8 @@
 //! the round is acknowledged: [`Source::acknowledge`] lets go of it, [`Source::reclaim`] puts it
 //! back.
 //!
+//! Only the first whole pass asks what was never touched: what the log finds later was written to.
+//!
 //! A unit that is written again after its stripe was cleared waits for the next round. A unit that
 //! is written again *before* its turn costs nothing, since it is re-armed and read only then;
 //! hence there is no second look at the log in the middle of a round.
@@ -211,6 +213,8 @@ pub struct Source<R, L> {
     samples: Vec<Sample>,
     /// The log was looked at since it was switched on.
     synced: bool,
+    /// A whole pass was acknowledged: what the log finds since then was written to.
+    complete: bool,
 }
 
 impl<R: ReadUnits, L: DirtyLog> Source<R, L> {
@@ -235,6 +239,7 @@ impl<R: ReadUnits, L: DirtyLog> Source<R, L> {
             live: Live::default(),
             samples: Vec::new(),
             synced: false,
+            complete: false,
         }
     }
 
@@ -297,7 +302,8 @@ impl<R: ReadUnits, L: DirtyLog> Source<R, L> {
             log: &mut self.log,
             pending: &mut self.pending,
             in_flight: &mut self.in_flight,
-            touched: Touched::default(),
+            // To ask costs a walk over all memory that is allocated.
+            touched: (!self.complete).then(Touched::default),
             shards: lanes.shards,
             link: &lanes.handle,
             meter: Progress { last: Instant::now(), done: 0, samples: &mut self.samples },
@@ -331,6 +337,7 @@ impl<R: ReadUnits, L: DirtyLog> Source<R, L> {
     pub fn acknowledge(&mut self) -> Result<(), SendFail> {
         self.doubtful.subtract(&self.in_flight)?;
         self.in_flight.clear();
+        self.complete = true;
         Ok(())
     }
 
@@ -405,7 +412,8 @@ struct Feeder<'a, R, L> {
     log: &'a mut L,
     pending: &'a mut UnitSet,
     in_flight: &'a mut UnitSet,
-    touched: Touched,
+    /// `None`: everything that is taken was written to.
+    touched: Option<Touched>,
     shards: Shards,
     link: &'a LinkHandle,
     meter: Progress<'a>,
@@ -448,7 +456,12 @@ impl<R: ReadUnits, L: DirtyLog> Feeder<'_, R, L> {
             let (run, _) = run.split(stripe.end() - run.first().get());
             self.pending.remove_run(run);
             self.in_flight.insert_run(run);
-            self.touched.divide(self.common.ram, run, &mut pieces).map_err(SendFail::Memory)?;
+            match &mut self.touched {
+                Some(touched) => {
+                    touched.divide(self.common.ram, run, &mut pieces).map_err(SendFail::Memory)?;
+                }
+                None => pieces.push(Piece { run, hole: false }),
+            }
             from = run.end();
         }
         Ok(pieces)
