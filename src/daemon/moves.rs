@@ -364,7 +364,7 @@ async fn finish(daemon: &Arc<Daemon>, report: MoveReport, began: Instant) {
         phases.insert(0, (MovePhase::Preparing, (total_ms - known).max(0.0)));
     }
     let report = MoveReport { ended: Some(Timestamp::now()), total_ms, phases, ..report };
-    tracing::info!(MOVE = %report.move_id, GUEST = report.guest, outcome = ?report.outcome,
+    tracing::info!(MOVE = %report.move_id, GUEST = report.guest, outcome = report.outcome.map(tracing::field::debug),
         error = report.error.as_ref().map(|e| e.message.as_str()), "a move ended");
     history::keep(&daemon.dirs, &report);
     daemon.moves.end(&report);

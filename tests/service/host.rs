@@ -44,6 +44,23 @@ const UNITS: &[(&str, &str)] = &[
     // A bus that takes calls and never answers.
     ("mute.socket", "[Socket]\nListenStream=/run/dbus/system_bus_socket\nBacklog=64\n"),
     ("mute.service", "[Service]\nExecStart=/usr/bin/sleep infinity\n"),
+    (
+        "user.service",
+        "[Service]\nType=notify\nExecStart=/usr/lib/systemd/systemd --user\nDelegate=yes\n\
+         RuntimeDirectory=user/0\nEnvironment=XDG_RUNTIME_DIR=/run/user/0 HOME=/root\n\
+         Environment=SYSTEMD_UNIT_PATH=/etc/systemd/system/user\n",
+    ),
+];
+
+/// The units of root's own manager, which is a service of the first one.
+const USER: &[(&str, &str)] = &[
+    ("default.target", "[Unit]\nWants=dbus.socket\nAfter=dbus.socket\n"),
+    ("dbus.socket", "[Socket]\nListenStream=%t/bus\n"),
+    (
+        "dbus.service",
+        "[Service]\nType=notify\nExecStart=/usr/bin/dbus-daemon --session --address=systemd: \
+         --nofork --nopidfile --systemd-activation\n",
+    ),
 ];
 
 const TARGETS: [&str; 8] = [
@@ -78,6 +95,8 @@ impl Host {
         let outer = Command::new("sh")
             .args(["-ec", "echo $$ >\"$1/cgroup.procs\"; shift; exec \"$@\"", "sh"])
             .arg(&cgroup)
+            // A test that is killed leaves nothing either.
+            .args(["setpriv", "--pdeathsig", "KILL"])
             .args(["unshare", "--mount", "--pid", "--cgroup", "--net", "--uts", "--ipc"])
             .args(["--fork", "--kill-child=KILL"])
             .arg(here.join("tests/service/root.sh"))
@@ -209,18 +228,21 @@ impl Drop for Host {
 }
 
 fn write_units(dir: &Path) {
-    fs::create_dir(dir).unwrap();
-    for name in TARGETS {
-        let text = format!("[Unit]\nDescription={name}\nDefaultDependencies=no\n");
-        fs::write(dir.join(format!("{name}.target")), text).unwrap();
+    let user = dir.join("user");
+    fs::create_dir_all(&user).unwrap();
+    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/systemd");
+    for (dir, units, ours) in [(dir, UNITS, "."), (&user, USER, "user")] {
+        for name in TARGETS {
+            let text = format!("[Unit]\nDescription={name}\nDefaultDependencies=no\n");
+            fs::write(dir.join(format!("{name}.target")), text).unwrap();
+        }
+        for (name, text) in units {
+            let plain = text.strip_prefix("[Unit]\n").unwrap_or(text);
+            let text = format!("[Unit]\nDefaultDependencies=no\n{plain}");
+            fs::write(dir.join(name), text).unwrap();
+        }
+        fs::copy(scripts.join(ours).join("migrate.service"), dir.join("migrate.service")).unwrap();
     }
-    for (name, text) in UNITS {
-        let plain = text.strip_prefix("[Unit]\n").unwrap_or(text);
-        let text = format!("[Unit]\nDefaultDependencies=no\n{plain}");
-        fs::write(dir.join(name), text).unwrap();
-    }
-    let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/systemd/migrate.service");
-    fs::copy(ours, dir.join("migrate.service")).unwrap();
     // A hang is noticed sooner than it is in the unit.
     let more = dir.join("migrate.service.d");
     fs::create_dir(&more).unwrap();

@@ -235,3 +235,29 @@ fn without_an_answer_of_systemd_guests_start_and_stay() {
     ran.done();
     assert!(ran.stderr.contains("no unit of its own"), "{ran:?}");
 }
+
+#[test]
+fn a_user_s_guests_are_scopes_of_his_own_manager() {
+    let Some(host) = Host::boot() else { return };
+    host.systemctl(&["start", "user"]);
+    let own = |program: &str, words: &[&str]| {
+        host.text("env", &[&["XDG_RUNTIME_DIR=/run/user/0", program], words].concat())
+    };
+    own("systemctl", &["--user", "start", "migrate"]);
+    let main_pid = || own("systemctl", &["--user", "show", "--value", "-p", "MainPID", "migrate"]);
+    let words = [&["--user", "--json", "run", "web1", "--guest", WRITER], &READY[..]].concat();
+    let run: Value = serde_json::from_str(&own("migrate", &words)).unwrap();
+    let group = host.cgroup_of(pid_of(&run));
+    assert!(group.starts_with("/system.slice/user.service/"), "{group}");
+    assert!(group.ends_with("/migrate-guest-web1.scope"), "{group}");
+    let socket = host.path("/run/user/0/migrate/guests/web1/console.sock");
+    let mut console = Console::connect(&socket);
+    let before = main_pid();
+    own("systemctl", &["--user", "restart", "migrate"]);
+    assert_ne!(main_pid(), before);
+    console.until_beats(20);
+    own("systemctl", &["--user", "stop", "migrate"]);
+    console.until_beats(20);
+    console.verify_clean(PAGES);
+    assert_eq!(host.cgroup_of(pid_of(&run)), group);
+}

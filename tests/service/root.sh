@@ -32,6 +32,8 @@ mount -t tmpfs -o mode=755 none usr/local
 mkdir usr/local/bin
 : >usr/local/bin/migrate
 read_only "$migrate" usr/local/bin/migrate
+mkdir -p root/.cargo/bin
+ln -s /usr/local/bin/migrate root/.cargo/bin/migrate
 mount -t tmpfs none usr/lib/systemd/system-generators
 cp -r "$units" etc/systemd/system
 
