@@ -242,11 +242,14 @@ fn abandon(daemon: &Arc<Daemon>, open: &Open) {
 async fn hear_out(daemon: &Arc<Daemon>, open: &Arc<Open>, heard: Heard) -> MoveReport {
     let about = &open.about;
     match heard {
-        Heard::Result(report) => MoveReport {
-            started: about.started,
-            to: HostRef { name: about.to.name.clone(), ..report.to.clone() },
-            ..*report
-        },
+        Heard::Result(report) => {
+            if report.outcome == Some(MoveOutcome::Kept) {
+                // A receiver that never heard from the source waits no longer.
+                abandon(daemon, open);
+            }
+            let to = HostRef { name: about.to.name.clone(), ..report.to.clone() };
+            MoveReport { started: about.started, to, ..*report }
+        }
         Heard::Dead(acting) => dead(daemon, open, acting).await,
         Heard::Unknown => {
             abandon(daemon, open);
