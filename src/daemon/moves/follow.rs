@@ -168,7 +168,10 @@ mod tests {
             let mut text = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n".to_owned();
             for event in events {
                 let line = serde_json::to_string(&event).unwrap() + "\n";
-                text.push_str(&format!("{:x}\r\n{line}\r\n", line.len()));
+                let length = format!("{:x}", line.len());
+                for part in [&length, "\r\n", &line, "\r\n"] {
+                    text.push_str(part);
+                }
             }
             socket.write_all(text.as_bytes()).await.unwrap();
             // Not closed before it was read, and never with the chunk that would be the last.
@@ -176,8 +179,8 @@ mod tests {
         }
     }
 
-    /// How a move is heard to end whose process gives these answers, and then dies if `dies`.
-    fn heard(answers: Vec<Vec<MoveEvent>>, about: About, dies: bool) -> (Heard, Vec<String>) {
+    /// How a move is heard to end whose process gives these answers, and is then killed if so.
+    fn heard(answers: Vec<Vec<MoveEvent>>, about: About, killed: bool) -> (Heard, Vec<String>) {
         let home = tempfile::tempdir().unwrap();
         let dirs = Dirs::below(home.path());
         dirs.prepare().unwrap();
@@ -190,7 +193,7 @@ mod tests {
             let listener = UnixListener::bind(paths.api()).unwrap();
             let process = tokio::spawn(async move {
                 process(listener, answers).await;
-                if dies {
+                if killed {
                     drop(journal);
                 } else {
                     std::future::pending::<()>().await;
