@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tracing::Instrument;
 use uuid::Uuid;
 
 use super::record::Open;
@@ -35,7 +36,8 @@ pub enum Heard {
 /// Follows the process of a move until it has said how it ended, or is dead.
 pub async fn follow(daemon: &Arc<Daemon>, open: &Arc<Open>, feed: &Feed) -> Heard {
     let (words, carried) = mpsc::channel(WORDS);
-    let carrying = tokio::spawn(carry(Arc::clone(daemon), Arc::clone(open), carried));
+    let carrying = carry(Arc::clone(daemon), Arc::clone(open), carried);
+    let carrying = tokio::spawn(carrying.in_current_span());
     let about = &open.about;
     let listening = Listening {
         client: GuestClient::new(&about.guest, daemon.dirs.guest(&about.guest)),
