@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::support::{Console, Home, Ran, eventually, is_gone, pid_of, run};
 
 /// Ports of a host: one for control, the rest for data.
-const PORTS: u16 = 12;
+pub const PORTS: u16 = 12;
 /// Below the ports that the system gives out by itself, and away from those of the demo.
 const FIRST_PORT: u16 = 23_000;
 const LAST_PORT: u16 = 31_000;
@@ -51,17 +51,18 @@ impl Host {
     pub fn new(name: &str) -> Self {
         let host =
             Self { name: name.to_owned(), home: Home::new(), port: free_ports(), daemon: None };
-        host.configure();
+        host.configure("");
         host
     }
 
-    fn configure(&self) {
+    /// Writes its `host.toml`, with more lines at the end.
+    pub fn configure(&self, more: &str) {
         let config = self.home.dirs().config;
         fs::create_dir_all(&config).unwrap();
         let (port, first, last) = (self.port, self.port + 1, self.port + PORTS - 1);
         let text = format!(
             "listen = \"127.0.0.1:{port}\"\nadvertise = \"127.0.0.1:{port}\"\n\
-             data_ports = \"{first}-{last}\"\n"
+             data_ports = \"{first}-{last}\"\n{more}"
         );
         fs::write(config.join("host.toml"), text).unwrap();
     }
@@ -87,6 +88,12 @@ impl Host {
         let Some(mut child) = self.daemon.take() else { return };
         let _ = kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), with);
         let _ = child.wait();
+    }
+
+    /// The process of its daemon.
+    #[track_caller]
+    pub fn daemon_pid(&self) -> i32 {
+        id_of(self.daemon.as_ref().expect("it was started"))
     }
 
     /// Runs a scribbler, and waits until its memory is filled.
@@ -131,14 +138,20 @@ impl Host {
         });
     }
 
+    /// Waits until something of the move is known here that is as wanted; answers its report.
+    #[track_caller]
+    pub fn until_report(&self, id: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        eventually(what, || {
+            let shown = self.home.json(&["report", id]);
+            let report: Value = serde_json::from_str(&shown.stdout).unwrap_or_default();
+            wanted(&report).then_some(report)
+        })
+    }
+
     /// Waits until the move has ended; answers its report.
     #[track_caller]
     pub fn until_ended(&self, id: &str) -> Value {
-        eventually("the move ends", || {
-            let shown = self.home.json(&["report", id]);
-            let report: Value = serde_json::from_str(&shown.stdout).unwrap_or_default();
-            (!report["outcome"].is_null()).then_some(report)
-        })
+        self.until_report(id, "the move ends", |report| !report["outcome"].is_null())
     }
 
     /// The guest is here: it has a process, and beats.
@@ -206,7 +219,14 @@ pub struct Site {
 impl Site {
     #[track_caller]
     pub fn new() -> Self {
+        Self::with("")
+    }
+
+    /// With these lines at the end of the second's `host.toml`.
+    #[track_caller]
+    pub fn with(lines: &str) -> Self {
         let (mut a, mut b) = (Host::new("alpha"), Host::new("beta"));
+        b.configure(lines);
         a.home.done(&["host", "init", "--name", "alpha"]);
         a.start_daemon();
         join(&a, &b);
