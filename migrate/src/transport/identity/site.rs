@@ -6,7 +6,10 @@ use std::{collections::BTreeMap, fmt};
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 
-use super::{Fingerprint, HostName, IdentityError, Moment, pem};
+use super::{
+    Fingerprint, HostName, IdentityError, Moment,
+    pem::{self, Claims},
+};
 
 /// One thing that a host may do to this one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -129,6 +132,12 @@ impl Site {
     /// Fingerprints of the trusted authorities, for people to compare.
     pub fn fingerprints(&self) -> impl Iterator<Item = Fingerprint> {
         self.authorities.iter().map(|der| Fingerprint::of(der))
+    }
+
+    /// The last second of the longest-lived certificate among the authorities.
+    pub fn not_after(&self) -> Moment {
+        let ends = self.authorities.iter().filter_map(|der| Claims::read(der).ok());
+        ends.map(|claims| claims.not_after).max().unwrap_or(Moment(0))
     }
 
     /// What `host` may do here.
