@@ -77,6 +77,11 @@ impl Inbound {
         self.lock().values().map(|e| e.memory).sum()
     }
 
+    /// Data ports of guests that are expected.
+    pub fn ports(&self) -> Vec<u16> {
+        self.lock().values().flat_map(|e| e.ports.iter().copied()).collect()
+    }
+
     /// Moves to here that go on.
     pub fn running(&self) -> u32 {
         u32::try_from(self.lock().len()).unwrap_or(u32::MAX)

@@ -148,7 +148,7 @@ async fn find(daemon: &Daemon, name: &str) -> Result<(GuestClient, GuestInfo), F
 /// Begins a move; answers its id. It goes on in a task.
 pub async fn begin(daemon: &Arc<Daemon>, request: MoveRequest) -> Result<Uuid, Failure> {
     let (client, info) = find(daemon, &request.guest).await?;
-    let to = target(daemon, &request.to)?;
+    let to = target(daemon, &request.to).await?;
     let about = Arc::new(About {
         move_id: Uuid::new_v4(),
         guest: info.name.clone(),
@@ -190,7 +190,7 @@ fn phase(feed: &Feed, about: &About, phase: MovePhase) {
 }
 
 /// The host to move to, which must be another one that may receive from here.
-fn target(daemon: &Daemon, name: &str) -> Result<HostRef, Failure> {
+async fn target(daemon: &Arc<Daemon>, name: &str) -> Result<HostRef, Failure> {
     let identity = daemon.identity();
     daemon.dialler()?;
     let parsed = host_name(name)?;
@@ -201,7 +201,7 @@ fn target(daemon: &Daemon, name: &str) -> Result<HostRef, Failure> {
             "name another host: migrate host ls",
         ));
     }
-    let known = daemon.known(name)?;
+    let known = daemon.find(name).await?;
     if !identity.is_some_and(|i| i.site.rights(&parsed).has(Right::Receive)) {
         return Err(Failure::new(
             ErrorCode::HostRefused,
@@ -411,7 +411,7 @@ pub async fn cancel(daemon: &Daemon, id: Uuid) -> Option<Result<bool, Failure>> 
 /// What a move would be like, with everything that is in its way.
 pub async fn plan(daemon: &Arc<Daemon>, request: MoveRequest) -> Result<MovePlan, Failure> {
     let (_, info) = find(daemon, &request.guest).await?;
-    let to = target(daemon, &request.to)?;
+    let to = target(daemon, &request.to).await?;
     let prepare = Prepare {
         move_id: Uuid::nil(),
         attempt: Uuid::nil(),
