@@ -38,13 +38,13 @@ fn table() -> Vec<(Request, [bool; 4])> {
     let host = json!({ "id": id, "name": "a" });
     let report = json!({
         "schema": 1, "move_id": id, "guest": "g", "uuid": id, "from": host, "to": host,
-        "started": "2026-01-01T00:00:00Z", "phase": "ended", "options": {}, "total_ms": 0.0,
+        "started": "2026-01-01T00:00:00Z", "phase": "ended", "options": crate::api::moving::MoveOptions::default(), "total_ms": 0.0,
         "phases": [], "rounds": [], "memory_bytes": 0, "frame_bytes": 0, "udp_bytes": 0,
     });
     let prepare = json!({
         "move_id": id, "attempt": id, "fingerprint": "", "lanes": 1, "payload": 1200,
         "dry_run": true,
-        "definition": GuestDefinition::parse("guest = \"scribbler:ws=4M\"").unwrap(),
+        "definition": crate::guest::testing::definition("g"),
     });
     let join = json!({ "secret": "", "name": "b", "request": "" });
     [
