@@ -307,7 +307,7 @@ impl Daemon {
                 tokio::spawn(async move { daemon.spread().await });
                 Ok(Answer::Removed(removal))
             }
-            Request::Probe(probe) => check::listen(self, address, &probe),
+            Request::Probe(probe) => check::listen(self, address, &probe).await,
             Request::ProbeBack => Ok(Answer::Tried(Box::new(check::try_back(self, name).await))),
             Request::Join { .. } => {
                 let message = "this host has joined already";

@@ -1,5 +1,6 @@
 //! The daemon's HTTP API, as [`crate::api::host`] documents it. It turns requests into calls.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use migrate_engine::transport::identity::HostName;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::net::UnixListener;
@@ -163,15 +165,27 @@ async fn hosts(State(daemon): App) -> Answered<HostList> {
 
 /// The hosts of the site; the others are asked what they say of themselves, all at once.
 async fn all_hosts(daemon: &Arc<Daemon>) -> Result<HostList, Failure> {
-    daemon.spread().await;
+    let silent = daemon.spread().await;
+    listing(daemon, silent).await
+}
+
+/// The hosts of the site; those that were `silent` are not asked again.
+async fn listing(
+    daemon: &Arc<Daemon>,
+    mut silent: BTreeMap<HostName, Failure>,
+) -> Result<HostList, Failure> {
     let own = daemon.identity().map(|i| i.host.name().clone());
     let mut tasks = tokio::task::JoinSet::new();
     for host in daemon.all_hosts()? {
         let this = Some(&host.name) == own.as_ref();
         let daemon = Arc::clone(daemon);
+        let silent = silent.remove(&host.name);
         tasks.spawn(async move {
-            let name = host.name.as_str();
-            let asked = if this { Ok(daemon.info()) } else { ask_info(&daemon, name).await };
+            let asked = match silent {
+                _ if this => Ok(daemon.info()),
+                Some(failure) => Err(failure),
+                None => ask_info(&daemon, host.name.as_str()).await,
+            };
             (host, this, asked)
         });
     }
@@ -237,8 +251,8 @@ fn no_address() -> Failure {
 }
 
 async fn remove(State(daemon): App, Json(request): Json<RemoveRequest>) -> Answered<HostList> {
-    let removal = daemon.remove(&request.name).await?;
-    let list = all_hosts(&daemon).await?;
+    let (removal, silent) = daemon.remove(&request.name).await?;
+    let list = listing(&daemon, silent).await?;
     Ok(Json(HostList { removal: Some(removal), ..list }))
 }
 

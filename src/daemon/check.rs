@@ -10,6 +10,7 @@ use migrate_engine::transport::identity::{Ephemeral, Fingerprint, HostName};
 use migrate_engine::transport::quic::socket::path_payload;
 use migrate_engine::transport::quic::{ConnectError, ProbeListener, Probed, Settings, probe};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use super::peer::{Answer, Path, Probe, Probing, Request, Tried};
 use super::peers::Told;
@@ -27,6 +28,8 @@ const SAMPLE: Duration = Duration::from_millis(500);
 const CONNECT: Duration = Duration::from_secs(2);
 /// How long ports wait to be tried.
 const WAIT: Duration = Duration::from_secs(8);
+/// How long one waits for its turn to try them.
+const TURN: Duration = Duration::from_secs(4);
 /// The ports are tried in so many parts: guests that arrive meanwhile need some of them.
 const PARTS: u8 = 2;
 /// Most ports of a part.
@@ -215,9 +218,11 @@ fn path(what: &str, found: &Path, lines: &mut Vec<CheckLine>) {
 ///
 /// # Errors
 /// `busy` if somebody tries them already; no socket can be made.
-pub fn listen(daemon: &Daemon, seen: SocketAddr, asked: &Probe) -> Result<Answer, Failure> {
+pub async fn listen(daemon: &Daemon, seen: SocketAddr, asked: &Probe) -> Result<Answer, Failure> {
     let peer: Fingerprint = asked.fingerprint.parse().map_err(|e| unexpected("a probe", &e))?;
-    let permit = Arc::clone(&daemon.doors.probes).try_acquire_owned().map_err(|_| {
+    // The one before may be about to give its ports back.
+    let turn = Arc::clone(&daemon.doors.probes).acquire_owned();
+    let permit = timeout(TURN, turn).await.ok().and_then(Result::ok).ok_or_else(|| {
         let message = "its data ports are being tried by somebody else just now";
         Failure::new(ErrorCode::Busy, message, "try again in a moment").retryable()
     })?;

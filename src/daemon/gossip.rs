@@ -3,7 +3,7 @@
 //!
 //! Nothing here waits for long: a host that does not answer is asked again another time.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,6 +33,11 @@ const NOW_AND_THEN: Duration = Duration::from_mins(5);
 /// `span`, more or less: hosts that started together must not ask together for ever.
 fn about(span: Duration) -> Duration {
     span.mul_f64(0.5 + f64::from(Uuid::new_v4().as_bytes()[0]) / 256.0)
+}
+
+fn silent(host: &str, wait: Duration) -> Failure {
+    let message = format!("host '{host}' did not answer within {} s", wait.as_secs());
+    Failure::new(ErrorCode::Unreachable, message, "see its daemon's log").retryable()
 }
 
 /// Keeps this host's knowledge of the site fresh, for as long as the daemon runs.
@@ -83,26 +88,23 @@ impl Daemon {
     /// Tells a host what this one knows, and hears what it knows.
     pub(super) async fn gossip_with(self: &Arc<Self>, host: &str) -> Result<(), Failure> {
         let request = Request::Gossip(Box::new(self.gossip()?));
-        let told = timeout(ONE, self.ask(host, request)).await.map_err(|_| {
-            let message = format!("host '{host}' did not answer within {} s", ONE.as_secs());
-            Failure::new(ErrorCode::Unreachable, message, "see its daemon's log").retryable()
-        })??;
+        let told = timeout(ONE, self.ask(host, request)).await;
+        let told = told.map_err(|_| silent(host, ONE))??;
         match told.answer {
             Answer::Gossip(said) => self.learn(*said),
             _ => Err(unexpected("the other daemon", &"it answered something else")),
         }
     }
 
-    /// Tells all hosts, and hears of them. Answers those that were not reached.
-    pub(super) async fn spread(self: &Arc<Self>) -> BTreeSet<HostName> {
+    /// Tells all hosts, and hears of them. Answers those that were not told, and why.
+    pub(super) async fn spread(self: &Arc<Self>) -> BTreeMap<HostName, Failure> {
         self.spread_to(self.files.hosts().unwrap_or_default()).await
     }
 
-    async fn spread_to(self: &Arc<Self>, hosts: Vec<Known>) -> BTreeSet<HostName> {
-        let mut missed: BTreeSet<HostName> = hosts.iter().map(|h| h.name.clone()).collect();
-        if self.dialler().is_err() {
-            return missed;
-        }
+    async fn spread_to(self: &Arc<Self>, hosts: Vec<Known>) -> BTreeMap<HostName, Failure> {
+        let late = |name: &HostName| silent(name.as_str(), ALL);
+        let mut missed: BTreeMap<HostName, Failure> =
+            hosts.iter().map(|h| (h.name.clone(), late(&h.name))).collect();
         let mut tasks = JoinSet::new();
         let mut left = hosts.into_iter();
         let all = async {
@@ -121,6 +123,7 @@ impl Daemon {
                     Some(Ok((name, Ok(())))) => drop(missed.remove(&name)),
                     Some(Ok((name, Err(failure)))) => {
                         tracing::debug!(host = %name, %failure, "it was not told of the hosts");
+                        missed.insert(name, failure);
                     }
                     Some(Err(_)) => {}
                 }
@@ -160,8 +163,11 @@ impl Daemon {
     }
 
     /// Removes a host: from the site if this host or the CA's can, and from this host's trust in
-    /// any case.
-    pub(super) async fn remove(self: &Arc<Self>, name: &str) -> Result<RemovalOutcome, Failure> {
+    /// any case. Also answers the hosts that were not told, and why.
+    pub(super) async fn remove(
+        self: &Arc<Self>,
+        name: &str,
+    ) -> Result<(RemovalOutcome, BTreeMap<HostName, Failure>), Failure> {
         let host = host_name(name)?;
         if self.identity().is_some_and(|i| *i.host.name() == host) {
             return Err(Failure::new(
@@ -170,10 +176,10 @@ impl Daemon {
                 "remove it on another host: migrate host remove",
             ));
         }
-        let outcome = |from_site, not_told: BTreeSet<HostName>, error: Option<Failure>| {
-            let not_told = not_told.iter().map(ToString::to_string).collect();
+        let outcome = |from_site, silent: BTreeMap<HostName, Failure>, error: Option<Failure>| {
+            let not_told = silent.keys().map(ToString::to_string).collect();
             let error = error.map(|failure| *failure.0);
-            Ok(RemovalOutcome { host: name.to_owned(), from_site, not_told, error })
+            Ok((RemovalOutcome { host: name.to_owned(), from_site, not_told, error }, silent))
         };
         let found = self.find(name).await;
         let known = match found {
@@ -192,7 +198,7 @@ impl Daemon {
         self.files.remove(&host)?;
         self.go_online()?;
         if known.is_some_and(|known| known.ca) {
-            return outcome(false, BTreeSet::new(), None);
+            return outcome(false, BTreeMap::new(), None);
         }
         match self.ask_authority(Request::Remove { host }).await {
             Ok(Answer::Removed(removal)) => {
@@ -200,7 +206,7 @@ impl Daemon {
                 outcome(true, self.spread().await, None)
             }
             Ok(_) => Err(unexpected("the other daemon", &"it answered something else")),
-            Err(failure) => outcome(false, BTreeSet::new(), Some(failure)),
+            Err(failure) => outcome(false, BTreeMap::new(), Some(failure)),
         }
     }
 
@@ -240,7 +246,8 @@ mod tests {
 
     #[test]
     fn rounds_do_not_fall_together() {
-        let spans: BTreeSet<Duration> = (0..100).map(|_| about(NOW_AND_THEN)).collect();
+        let spans: std::collections::BTreeSet<Duration> =
+            (0..100).map(|_| about(NOW_AND_THEN)).collect();
         assert!(spans.len() > 10);
         assert!(spans.iter().all(|s| *s >= NOW_AND_THEN / 2 && *s < NOW_AND_THEN * 3 / 2));
     }

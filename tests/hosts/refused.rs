@@ -26,10 +26,10 @@ fn assert_refused(good: &Host, bad: &Host, cause: &[&str]) {
     }
 }
 
-/// Beta comes with a certificate for `name` that `signer` signed at `signed`.
-fn with_certificate(hosts: &mut [Host], signer: &Authority, name: &str, signed: Moment) {
+/// Beta comes with a certificate for `name` signed `by` a CA at `signed`.
+fn with_certificate(hosts: &mut [Host], by: &Authority, name: &str, signed: Moment) {
     hosts[1].end_daemon(Signal::SIGTERM);
-    certify(&hosts[1], signer, name, signed);
+    certify(&hosts[1], by, name, signed);
     hosts[1].start_daemon();
 }
 

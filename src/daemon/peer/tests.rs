@@ -40,6 +40,7 @@ fn table() -> Vec<(Request, [bool; 4])> {
         "schema": 1, "move_id": id, "guest": "g", "uuid": id, "from": host, "to": host,
         "started": "2026-01-01T00:00:00Z", "phase": "ended", "options": crate::api::moving::MoveOptions::default(), "total_ms": 0.0,
         "phases": [], "rounds": [], "memory_bytes": 0, "frame_bytes": 0, "udp_bytes": 0,
+        "timeline": [], "packets": [0, 0],
     });
     let prepare = json!({
         "move_id": id, "attempt": id, "fingerprint": "", "lanes": 1, "payload": 1200,
