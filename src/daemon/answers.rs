@@ -202,7 +202,7 @@ impl Daemon {
                     self.host_ref().name
                 ),
             };
-            return refused(message, "grant it in site.json of that host: migrate help files");
+            return refused(message, "grant it in site.json of that host: migrate help networking");
         }
         let listens = listens(&question.address, address);
         let (id, since, joined) = (Some(question.from.id), now(), peer.signed);

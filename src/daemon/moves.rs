@@ -206,7 +206,7 @@ async fn target(daemon: &Arc<Daemon>, name: &str) -> Result<HostRef, Failure> {
         return Err(Failure::new(
             ErrorCode::HostRefused,
             format!("host '{name}' has not the right to receive guests from here"),
-            "grant it in site.json: migrate help files",
+            "grant it in site.json: migrate help networking",
         ));
     }
     Ok(HostRef { id: known.id.unwrap_or_default(), name: name.to_owned() })

@@ -87,6 +87,8 @@ pub const PURE: &[&str] = &[
     "migrate/src/transport/meter.rs",
     "migrate/src/unit",
     "migrate/src/wire",
+    "src/daemon/identity/roster.rs",
+    "src/daemon/peer.rs",
     "src/guest/decide.rs",
     "src/guest/disks/check.rs",
     "src/guest/disks/record.rs",
