@@ -11,7 +11,7 @@ use migrate_engine::transport::identity::verify::Peer;
 use migrate_engine::transport::identity::{HostName, Refusal};
 use migrate_engine::transport::link::{Close, CloseCode, Control, LinkHandle};
 use migrate_engine::transport::quic::{Accepted, HostEndpoint, Session};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 use super::identity::{Known, now};
 use super::peer::{Answer, Question, Reply, Request, VERSIONS, decode};
@@ -37,6 +37,8 @@ pub struct Doors {
     hosts: Arc<Mutex<BTreeMap<HostName, u32>>>,
     /// One at a time tries the data ports.
     pub probes: Arc<Semaphore>,
+    /// Who does it, and what ends it before its time.
+    pub prober: Mutex<Option<(HostName, Arc<Notify>)>>,
 }
 
 impl Default for Doors {
@@ -45,6 +47,7 @@ impl Default for Doors {
             strangers: Arc::new(Semaphore::new(STRANGERS)),
             hosts: Arc::default(),
             probes: Arc::new(Semaphore::new(1)),
+            prober: Mutex::default(),
         }
     }
 }
@@ -307,7 +310,7 @@ impl Daemon {
                 tokio::spawn(async move { daemon.spread().await });
                 Ok(Answer::Removed(removal))
             }
-            Request::Probe(probe) => check::listen(self, address, &probe).await,
+            Request::Probe(probe) => check::listen(self, (name, address), &probe).await,
             Request::ProbeBack => Ok(Answer::Tried(Box::new(check::try_back(self, name).await))),
             Request::Join { .. } => {
                 let message = "this host has joined already";

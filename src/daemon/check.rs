@@ -2,13 +2,14 @@
 //! remedy. Ports are tried with certificates made for that, as a move has them.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use migrate_engine::transport::identity::{Ephemeral, Fingerprint, HostName};
 use migrate_engine::transport::quic::socket::path_payload;
 use migrate_engine::transport::quic::{ConnectError, ProbeListener, Probed, Settings, probe};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -68,7 +69,10 @@ pub async fn check(daemon: &Arc<Daemon>, host: &str) -> Result<HostCheck, Failur
             }
             way_back(daemon, host, &mut lines).await;
         }
-        Err(failure) => {
+        Err(mut failure) => {
+            if failure.0.code == ErrorCode::Unreachable {
+                failure.0.remedy = unreachable(&known.address);
+            }
             lines.push(failed("control from here", &failure.0));
             error = Some(*failure.0);
         }
@@ -77,6 +81,14 @@ pub async fn check(daemon: &Arc<Daemon>, host: &str) -> Result<HostCheck, Failur
     // A small buffer costs speed, nothing else.
     let ok = lines.iter().all(|l| l.ok || l.what.starts_with("UDP buffers"));
     Ok(HostCheck { schema: 1, host: host.to_owned(), ok, lines, error })
+}
+
+fn unreachable(address: &str) -> String {
+    let port = address.rsplit_once(':').map_or(address, |(_, port)| port);
+    format!(
+        "where {address} is: start the daemon (migrate daemon), and let its UDP port in, e.g.: nft \
+         add rule inet filter input udp dport {port} accept"
+    )
 }
 
 fn buffers(what: &str, advice: &[String]) -> CheckLine {
@@ -147,10 +159,20 @@ async fn way_back(daemon: &Arc<Daemon>, host: &str, lines: &mut Vec<CheckLine>) 
     };
     match &tried.control {
         Ok(rtt) => {
-            let found = format!("{} answers, round trip {rtt:.1} ms", daemon.address());
+            let found = format!("{} answers, round trip {rtt:.1} ms", tried.address);
             lines.push(line("control from there", true, found, None));
         }
-        Err(error) => lines.push(failed("control from there", error)),
+        Err(error) => {
+            let mut error = error.clone();
+            if error.code == ErrorCode::Unreachable {
+                error.remedy = format!(
+                    "set advertise in host.toml here to an address at which '{host}' reaches this \
+                     host, and let its UDP port in; it dialled {}",
+                    tried.address
+                );
+            }
+            lines.push(failed("control from there", &error));
+        }
     }
     match &tried.data {
         Ok(found) => path("data from there", found, lines),
@@ -218,8 +240,17 @@ fn path(what: &str, found: &Path, lines: &mut Vec<CheckLine>) {
 ///
 /// # Errors
 /// `busy` if somebody tries them already; no socket can be made.
-pub async fn listen(daemon: &Daemon, seen: SocketAddr, asked: &Probe) -> Result<Answer, Failure> {
+pub async fn listen(
+    daemon: &Daemon,
+    (prober, seen): (&HostName, SocketAddr),
+    asked: &Probe,
+) -> Result<Answer, Failure> {
     let peer: Fingerprint = asked.fingerprint.parse().map_err(|e| unexpected("a probe", &e))?;
+    let current = || daemon.doors.prober.lock().unwrap_or_else(PoisonError::into_inner);
+    // Whoever asks for more ports waits for none of those that it had before.
+    if let Some((_, end)) = current().take_if(|(name, _)| name == prober) {
+        end.notify_one();
+    }
     // The one before may be about to give its ports back.
     let turn = Arc::clone(&daemon.doors.probes).acquire_owned();
     let permit = timeout(TURN, turn).await.ok().and_then(Result::ok).ok_or_else(|| {
@@ -236,14 +267,23 @@ pub async fn listen(daemon: &Daemon, seen: SocketAddr, asked: &Probe) -> Result<
     let listener = ProbeListener::bind(daemon.config.listen.ip(), free).map_err(|e| cannot(&e))?;
     busy.extend(listener.busy());
     let own = Ephemeral::generate().map_err(|e| cannot(&e))?;
+    // IPv4 may come in the clothes of IPv6, whose MTU is looked up in another way.
+    let seen = SocketAddr::new(seen.ip().to_canonical(), seen.port());
     let payload = path_payload(seen, daemon.config.migration_address).unwrap_or(asked.payload);
     let payload = payload.min(asked.payload);
     let (ports, fingerprint) = (listener.ports(), own.fingerprint().to_string());
     // A thread of its own, as the data of guests has.
     let runtime = runtime().map_err(|e| cannot(&e))?;
     let settings = Settings { payload, ..Settings::default() };
+    let end = Arc::new(Notify::new());
+    *current() = Some((prober.clone(), Arc::clone(&end)));
     let work = move || {
-        runtime.block_on(listener.serve(&own, peer, &settings, WAIT));
+        runtime.block_on(async {
+            tokio::select! {
+                () = listener.serve(&own, peer, &settings, WAIT) => {}
+                () = end.notified() => {}
+            }
+        });
         drop(permit);
     };
     thread::Builder::new().name("probe".into()).spawn(work).map_err(|e| cannot(&e))?;
@@ -258,7 +298,8 @@ pub async fn try_back(daemon: &Arc<Daemon>, name: &HostName) -> Tried {
         Ok(_) => try_ports(daemon, name.as_str()).await.map_err(|f| *f.0),
         Err(error) => Err(error.clone()),
     };
-    Tried { control, data }
+    let address = daemon.known(name.as_str()).map(|known| known.address).unwrap_or_default();
+    Tried { address, control, data }
 }
 
 /// Tries the data ports of a host from here.

@@ -129,6 +129,8 @@ pub struct Probing {
 /// What was found by trying the ports of a host from another one.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Tried {
+    /// Where it was dialled.
+    pub address: String,
     /// Round trip of the control session, milliseconds; or why there was none.
     pub control: Result<f64, ErrorBody>,
     /// What the data ports did; or why they were not tried.
