@@ -178,7 +178,7 @@ impl Daemon {
     fn meet(&self, peer: &Peer, address: SocketAddr, question: &Question) -> Result<(), Failure> {
         let name = &peer.name;
         let refused = |message: String, remedy: &str| {
-            tracing::warn!(host = %name, %message, "a question was refused");
+            tracing::warn!(host = %name, "a question was refused: {message}");
             Err(Failure::new(ErrorCode::HostRefused, message, remedy))
         };
         let Some(identity) = self.identity() else { return Ok(()) };
