@@ -23,6 +23,8 @@ use super::{ErrorCode, Failure};
 
 /// How long the daemon may take for a call for which it asks other hosts.
 const ASK_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a check may take, in which both hosts try every port of the other.
+const CHECK_DEADLINE: Duration = Duration::from_mins(1);
 /// Longest event that is read, in bytes; the report at the end is the longest.
 const EVENT_MAX: usize = 4 << 20;
 
@@ -95,7 +97,7 @@ impl DaemonClient {
     /// What is well and what is not between this host and another.
     pub async fn check(&self, host: &str) -> Result<HostCheck, CallError> {
         let path = format!("/v1/hosts/{}/check", escape(host));
-        self.call(Method::GET, &path, None::<&()>, Some(ASK_DEADLINE)).await
+        self.call(Method::GET, &path, None::<&()>, Some(CHECK_DEADLINE)).await
     }
 
     /// Makes an invitation.

@@ -65,6 +65,11 @@ impl Inbound {
         self.lock().promised()
     }
 
+    /// Data ports of guests that are expected.
+    pub fn ports(&self) -> Vec<u16> {
+        self.lock().ports()
+    }
+
     /// Moves to here that go on.
     pub fn running(&self) -> u32 {
         u32::try_from(self.lock().expected()).unwrap_or(u32::MAX)

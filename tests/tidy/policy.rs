@@ -88,6 +88,8 @@ pub const PURE: &[&str] = &[
     "migrate/src/unit",
     "migrate/src/wire",
     "src/daemon/inbound/room.rs",
+    "src/daemon/identity/roster.rs",
+    "src/daemon/peer.rs",
     "src/guest/decide.rs",
     "src/guest/disks/check.rs",
     "src/guest/disks/record.rs",

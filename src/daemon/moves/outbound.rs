@@ -44,7 +44,7 @@ pub async fn find(daemon: &Daemon, name: &str) -> Result<(GuestClient, GuestInfo
 /// Begins a move; answers its id. It goes on in a task.
 pub async fn begin(daemon: &Arc<Daemon>, request: MoveRequest) -> Result<Uuid, Failure> {
     let (client, info) = find(daemon, &request.guest).await?;
-    let to = target(daemon, &request.to)?;
+    let to = target(daemon, &request.to).await?;
     let about = About {
         move_id: Uuid::new_v4(),
         guest: info.name.clone(),
@@ -100,7 +100,7 @@ pub async fn go_on(daemon: Arc<Daemon>, open: Arc<Open>, begun: Begun) {
 }
 
 /// The host to move to, which must be another one that may receive from here.
-pub fn target(daemon: &Daemon, name: &str) -> Result<HostRef, Failure> {
+pub async fn target(daemon: &Arc<Daemon>, name: &str) -> Result<HostRef, Failure> {
     let identity = daemon.identity();
     daemon.dialler()?;
     let parsed = host_name(name)?;
@@ -111,7 +111,7 @@ pub fn target(daemon: &Daemon, name: &str) -> Result<HostRef, Failure> {
             "name another host: migrate host ls",
         ));
     }
-    let known = daemon.known(name)?;
+    let known = daemon.find(name).await?;
     if !identity.is_some_and(|i| i.site.rights(&parsed).has(Right::Receive)) {
         return Err(Failure::new(
             ErrorCode::HostRefused,

@@ -20,7 +20,7 @@ const ASSUMED: u64 = 500 << 20;
 /// Looks at both hosts.
 pub async fn plan(daemon: &Arc<Daemon>, request: MoveRequest) -> Result<MovePlan, Failure> {
     let (_, info) = find(daemon, &request.guest).await?;
-    let to = target(daemon, &request.to)?;
+    let to = target(daemon, &request.to).await?;
     let mut problems = Vec::new();
     if daemon.moves.follows(info.uuid) {
         problems.push(body(ErrorCode::Busy, "the guest is being moved", "wait for it", None));
