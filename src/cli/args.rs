@@ -192,8 +192,8 @@ pub struct RunArgs {
     /// RAM on huge pages of 2M
     #[arg(long, help_heading = "Machine")]
     pub huge_pages: bool,
-    /// CPU template
-    #[arg(long, value_name = "NAME", help_heading = "Machine")]
+    /// CPU template: a name (migrate cpu-template), or @FILE with one that 'host cpu' made
+    #[arg(long, value_name = "NAME|@FILE", help_heading = "Machine")]
     pub cpu_template: Option<String>,
     /// Track dirty pages with per-vCPU rings instead of the log
     #[arg(long, help_heading = "Machine")]

@@ -35,7 +35,10 @@ pub async fn check(daemon: &Arc<Daemon>, host: &str) -> Result<HostCheck, Failur
         Err(failure) => lines.push(failed("address", failure)),
     }
     match daemon.ask(host, Request::Info).await {
-        Ok(told) => answered(daemon, &told, &mut lines),
+        Ok(told) => {
+            answered(daemon, &told, &mut lines);
+            lines.push(super::cpu::check(daemon, host).await);
+        }
         Err(failure) => lines.push(failed("control port", &failure)),
     }
     if let Ok(address) = address {

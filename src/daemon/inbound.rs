@@ -196,6 +196,9 @@ impl Daemon {
     ) -> Result<Answer, Failure> {
         let Prepare { move_id, attempt, definition, lanes, dry_run, .. } = &prepare;
         self.may_come(definition)?;
+        if let Some(cpu) = &prepare.cpu {
+            self.has_cpu(cpu).await?;
+        }
         let lanes = (*lanes).clamp(1, LANES);
         let room = memory().available.saturating_sub(self.inbound.reserved());
         let needed = definition.memory_bytes.saturating_add(OVERHEAD);

@@ -11,6 +11,7 @@
 //! | [`inbound`] | moves to here: room reserved, receivers started and cleared up |
 //! | [`keeper`] | answers for guest processes that are gone |
 //! | [`history`] | reports of moves, as files |
+//! | [`cpu`] | what hosts' CPUs have, and have in common |
 //! | [`check`] | what is well and what is not between two hosts |
 //! | [`api`], [`metrics`] | the HTTP API on the Unix socket |
 //!
@@ -19,6 +20,7 @@
 mod api;
 mod check;
 pub mod config;
+mod cpu;
 mod history;
 pub mod identity;
 mod inbound;

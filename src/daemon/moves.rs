@@ -246,6 +246,7 @@ async fn order(
         lanes: lanes(about),
         payload,
         dry_run: false,
+        cpu: super::cpu::of_guest(client).await,
     };
     let told = daemon.ask(&about.to.name, Request::Prepare(Box::new(prepare))).await?;
     let Told { host, address, answer, .. } = told;
@@ -410,7 +411,7 @@ pub async fn cancel(daemon: &Daemon, id: Uuid) -> Option<Result<bool, Failure>> 
 
 /// What a move would be like, with everything that is in its way.
 pub async fn plan(daemon: &Arc<Daemon>, request: MoveRequest) -> Result<MovePlan, Failure> {
-    let (_, info) = find(daemon, &request.guest).await?;
+    let (client, info) = find(daemon, &request.guest).await?;
     let to = target(daemon, &request.to)?;
     let prepare = Prepare {
         move_id: Uuid::nil(),
@@ -420,6 +421,7 @@ pub async fn plan(daemon: &Arc<Daemon>, request: MoveRequest) -> Result<MovePlan
         lanes: 1,
         payload: 0,
         dry_run: true,
+        cpu: super::cpu::of_guest(&client).await,
     };
     let mut problems = Vec::new();
     let busy = daemon.moves.lock().values().any(|e| !e.ended && e.about.uuid == info.uuid);

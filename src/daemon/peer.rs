@@ -7,8 +7,10 @@
 use migrate_engine::transport::identity::HostName;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+use vmm::cpu::Shown;
 
 use super::identity::Known;
+use crate::api::cpu::HostCpu;
 use crate::api::host::HostInfo;
 use crate::api::moving::{HostRef, MoveReport, Words};
 use crate::api::{ErrorBody, ErrorCode, Failure};
@@ -39,6 +41,8 @@ pub struct Question {
 pub enum Request {
     /// Describe yourself.
     Info,
+    /// Describe your CPU.
+    Cpu,
     /// A guest is to come.
     Prepare(Box<Prepare>),
     /// It does not come.
@@ -90,6 +94,9 @@ pub struct Prepare {
     pub payload: u16,
     /// Only look whether it could come.
     pub dry_run: bool,
+    /// The CPU that it is shown, if its process tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<Shown>,
 }
 
 /// What is answered.
@@ -109,6 +116,8 @@ pub struct Reply {
 pub enum Answer {
     /// To [`Request::Info`].
     Info(Box<HostInfo>),
+    /// To [`Request::Cpu`].
+    Cpu(Box<HostCpu>),
     /// To [`Request::Prepare`]: the receiver waits.
     Prepared {
         /// Its ports: control, then each lane; none in a dry run.

@@ -282,6 +282,10 @@ impl Daemon {
                 self.may(name, Right::Observe)?;
                 Ok(Answer::Info(Box::new(self.info())))
             }
+            Request::Cpu => {
+                self.may(name, Right::Observe)?;
+                Ok(Answer::Cpu(Box::new(self.host_cpu().await?)))
+            }
             Request::Prepare(prepare) => {
                 self.may(name, Right::Send)?;
                 // Its name as its certificate has it, not as it says.

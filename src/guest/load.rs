@@ -177,6 +177,9 @@ fn check_same_machine(asked: &GuestDefinition, saved: &GuestDefinition) -> Resul
     differs("memory (bytes)", saved.memory_bytes.to_string(), asked.memory_bytes.to_string())?;
     differs("CPUs", saved.cpus.to_string(), asked.cpus.to_string())?;
     differs("the CPU template", saved.cpu_template.clone(), asked.cpu_template.clone())?;
+    if saved.cpu != asked.cpu {
+        differs("a CPU template with", "one content".into(), "another".into())?;
+    }
     differs("ACPI", saved.acpi.to_string(), asked.acpi.to_string())?;
     let disks = |d: &GuestDefinition| {
         let one = |d: &crate::config::DiskDefinition| {

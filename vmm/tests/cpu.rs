@@ -82,7 +82,7 @@ fn a_guest_goes_where_its_cpu_is_and_nowhere_else() {
     let base = common_to(&offered.iter().collect::<Vec<&CpuModel>>()).unwrap();
     let config = MachineConfig { cpu_model: Some(base.clone()), ..config };
     let (paused, mut console) = boot(&kvm, config.clone()).unwrap();
-    let shown = paused.controls().cpu().clone();
+    let shown = paused.controls().cpu().model.clone();
     assert!(!features::names(&shown).contains(&name));
     assert_eq!(missing(&shown, &offered[1]), Vec::<String>::new());
     let promised = |model: &CpuModel| model.msr(ARCH_CAPABILITIES) & !NOT_WELL;
@@ -92,7 +92,7 @@ fn a_guest_goes_where_its_cpu_is_and_nowhere_else() {
     let mut paused = running.pause();
     for to in [&lesser, &kvm, &lesser] {
         let (next, mut console) = bring(to, config.clone(), &mut paused).unwrap();
-        assert_eq!(*next.controls().cpu(), shown);
+        assert_eq!(next.controls().cpu().model, shown);
         paused.retire();
         let running = resume(next);
         console.verify();

@@ -61,6 +61,12 @@ pub fn lack(promised: &CpuModel, supported: &CpuModel) -> Option<Lack> {
     if missing.is_empty() { None } else { Some(Lack::Features(missing)) }
 }
 
+/// Whether KVM takes two TSC frequencies for the same, and does not scale. A quarter of a
+/// thousandth is what NTP corrects; KVM tolerates as much.
+pub fn same_frequency(guest_khz: u32, host_khz: u32) -> bool {
+    host_khz.abs_diff(guest_khz) <= host_khz / 4000
+}
+
 /// The names of everything that `promised` has and `supported` has not.
 pub fn missing(promised: &CpuModel, supported: &CpuModel) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();

@@ -11,6 +11,7 @@ pub mod compat;
 pub mod features;
 mod hex;
 pub mod host;
+mod names;
 pub mod rules;
 
 #[cfg(test)]
@@ -122,6 +123,15 @@ pub struct CpuModel {
     /// By number, each once.
     #[serde(default)]
     pub msrs: Vec<Msr>,
+}
+
+/// The CPU of a guest that is there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shown {
+    /// What it is shown, topology included.
+    pub model: CpuModel,
+    /// Frequency of its TSC; 0 if it is not known.
+    pub tsc_khz: u32,
 }
 
 /// Why a model from outside is no model.

@@ -17,7 +17,7 @@ use super::throttle::Throttle;
 use super::{Machine, MachineError, Paused, StopTimes};
 use crate::boot::{self, BootSource, Entry};
 use crate::config::{DirtyTracking, MachineConfig};
-use crate::cpu::{ARCH_CAPABILITIES, CpuModel, Msr, compat, host, rules};
+use crate::cpu::{ARCH_CAPABILITIES, CpuModel, Msr, Shown, compat, host, rules};
 use crate::devices::console::Console;
 use crate::events::EventSink;
 use crate::kvm::{Kvm, KvmError, LogMode, Vm};
@@ -343,14 +343,14 @@ fn tell_capabilities(fd: &VcpuFd, model: &CpuModel) -> Result<(), VcpuError> {
 }
 
 /// What the guest of this vCPU is shown.
-fn shown((fd, cpuid): &(VcpuFd, Vec<CpuidEntry>)) -> CpuModel {
+fn shown((fd, cpuid): &(VcpuFd, Vec<CpuidEntry>)) -> Shown {
     let mut model = CpuModel::from_entries(cpuid, Vec::new());
     if model.has_capabilities()
         && let Ok(told) = msrs::read(fd, &[ARCH_CAPABILITIES])
     {
         model.msrs.extend(told.iter().map(|m| Msr { index: m.index, value: m.value }));
     }
-    model
+    Shown { model, tsc_khz: fd.get_tsc_khz().unwrap_or(0) }
 }
 
 /// What firmware would have left behind; the boot CPU at its entry point, the others waiting for

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::announce;
 use super::throttle::Throttle;
-use crate::cpu::CpuModel;
+use crate::cpu::Shown;
 use crate::devices::acpi_pm::AcpiPm;
 use crate::devices::virtio::net::Announcer;
 use crate::devices::vmgenid::VmGenId;
@@ -16,7 +16,7 @@ pub struct Controls {
     pm: Arc<Mutex<AcpiPm>>,
     vmgenid: Arc<Mutex<VmGenId>>,
     announcers: Arc<[Announcer]>,
-    cpu: Arc<CpuModel>,
+    cpu: Arc<Shown>,
 }
 
 impl std::fmt::Debug for Controls {
@@ -31,13 +31,13 @@ impl Controls {
         pm: Arc<Mutex<AcpiPm>>,
         vmgenid: Arc<Mutex<VmGenId>>,
         announcers: Arc<[Announcer]>,
-        cpu: Arc<CpuModel>,
+        cpu: Arc<Shown>,
     ) -> Self {
         Self { throttle, pm, vmgenid, announcers, cpu }
     }
 
-    /// The CPU that the guest is shown.
-    pub fn cpu(&self) -> &CpuModel {
+    /// The CPU that the guest has, as it is shown.
+    pub fn cpu(&self) -> &Shown {
         &self.cpu
     }
 

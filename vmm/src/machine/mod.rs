@@ -26,7 +26,7 @@ use throttle::Throttle;
 
 use crate::boot::BootError;
 use crate::config::MachineConfig;
-use crate::cpu::CpuModel;
+use crate::cpu::Shown;
 use crate::cpu::compat::Lack;
 use crate::devices::virtio::DeviceError;
 use crate::kvm::{KvmError, Vm};
@@ -116,7 +116,7 @@ struct Machine {
     rings: Option<Arc<RingSet>>,
     log_in_use: Arc<AtomicBool>,
     config: MachineConfig,
-    cpu: Arc<CpuModel>,
+    cpu: Arc<Shown>,
     boot_id: [u8; 16],
     /// What failed while it was being stopped.
     faults: Vec<String>,
