@@ -137,7 +137,8 @@ pub enum Command {
 /// A CPU template to look at.
 #[derive(Debug, Args)]
 pub struct CpuTemplateArgs {
-    /// Name of the template; all are listed if absent
+    /// Name of the template, or @FILE with one; all that are built in are listed if absent
+    #[arg(value_name = "NAME|@FILE")]
     pub name: Option<String>,
 }
 

@@ -87,7 +87,7 @@ impl TemplateFile {
     /// A template of what `hosts` have in common, named after them.
     pub fn common_to(hosts: Vec<String>, model: CpuModel) -> Self {
         let joined = hosts.join("+");
-        let fits = check_template_name(&joined).is_ok() && hosts.len() > 1;
+        let fits = check_template_name(&joined).is_ok();
         let name = if fits { joined } else { format!("common-to-{}", hosts.len()) };
         Self { name, hosts, model }
     }
@@ -188,6 +188,9 @@ mod tests {
         assert_eq!(template().name, "a+b");
         let many = (0..99).map(|n| format!("host{n}")).collect();
         assert_eq!(TemplateFile::common_to(many, CpuModel::default()).name, "common-to-99");
+        // A host may be called as a built-in template is.
+        let one = TemplateFile::common_to(vec!["host".into()], CpuModel::default());
+        assert_eq!(one.name, "common-to-1");
         let gone = TemplateFile::read(&dir.path().join("none")).unwrap_err();
         assert_eq!(gone.0.code, ErrorCode::NotFound);
     }

@@ -2,6 +2,7 @@
 //! that is to come finds its own here. It asks KVM anew each time: settings may have changed.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use vmm::cpu::compat::{Lack, lack, missing, same_frequency};
 use vmm::cpu::{CpuModel, ModelError, Shown, baseline, features, host};
@@ -16,6 +17,8 @@ use crate::api::host::CheckLine;
 use crate::api::{ErrorBody, ErrorCode, Failure};
 use crate::config::{TemplateFile, hidden_features};
 
+/// How long another host may take to answer; less than who asks us waits.
+const PATIENCE: Duration = Duration::from_secs(15);
 /// Most hosts that are compared at once.
 const HOSTS_MAX: usize = 256;
 /// Longest text of a peer that is kept, in characters.
@@ -42,7 +45,16 @@ impl Daemon {
         if self.host_ref().name == name {
             return self.host_cpu().await;
         }
-        match self.ask(name, Request::Cpu).await?.answer {
+        let asked = tokio::time::timeout(PATIENCE, self.ask(name, Request::Cpu)).await;
+        let told = asked.unwrap_or_else(|_| {
+            let message = format!(
+                "host '{name}' did not tell of its CPU within {} s",
+                PATIENCE.as_secs()
+            );
+            let remedy = format!("see what is wrong: migrate host check {name}");
+            Err(Failure::new(ErrorCode::Unreachable, message, remedy).retryable())
+        });
+        match told?.answer {
             Answer::Cpu(cpu) => checked(*cpu).map_err(|e| {
                 unexpected(&format!("host '{name}' described its CPU in a way that is wrong"), &e)
             }),

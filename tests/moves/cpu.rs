@@ -87,10 +87,10 @@ fn a_guest_with_more_than_the_other_host_has_stays_and_one_with_the_common_part_
     site.b.moves("web2", &site.a);
     site.a.assert_runs("web2").verify_clean(1024);
     site.b.assert_empty();
-    // From the lesser host everything goes.
+    // What counts is what the guest was shown, not where it comes from: one that was made at beta
+    // goes back to it from alpha.
     site.b.scribbler("web3", "ws=4M", &SMALL);
     site.b.moves("web3", &site.a);
-    // And there it may not come back once beta has even less, however it got its CPU.
     site.a.moves("web3", &site.b);
     site.b.assert_runs("web3").verify_clean(1024);
 }
