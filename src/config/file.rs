@@ -421,6 +421,30 @@ mod tests {
     }
 
     #[test]
+    fn a_template_in_a_file_goes_into_the_definition() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = r#"{"schema":1,"type":"cpu-template","name":"t1","leaves":[
+            {"leaf":"0x0","eax":"0x1","ebx":"0x0","ecx":"0x0","edx":"0x0"},
+            {"leaf":"0x1","eax":"0x2","ebx":"0x0","ecx":"0x0","edx":"0x0"}]}"#;
+        std::fs::write(dir.path().join("t.json"), text).unwrap();
+        let definition = |template: &str| {
+            let text = format!("guest = 'scribbler'\ncpu_template = '{template}'");
+            let mut file = GuestFile::parse(&text, "t.toml").unwrap();
+            file.rebase(dir.path());
+            file.finish()
+        };
+        let made = definition("@t.json").unwrap();
+        assert_eq!(
+            (made.cpu_template.as_str(), made.cpu.as_ref().unwrap().leaves.len()),
+            ("t1", 2)
+        );
+        let json = serde_json::to_vec(&made).unwrap();
+        assert_eq!(serde_json::from_slice::<GuestDefinition>(&json).unwrap(), made);
+        assert_eq!(definition("@u.json").unwrap_err().0.code, ErrorCode::NotFound);
+        assert_eq!(definition("x86-64-v2").unwrap().cpu, None);
+    }
+
+    #[test]
     fn a_full_file_becomes_its_canonical_definition() {
         let text = r#"
             name = "web1"

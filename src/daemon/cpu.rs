@@ -47,10 +47,8 @@ impl Daemon {
         }
         let asked = tokio::time::timeout(PATIENCE, self.ask(name, Request::Cpu)).await;
         let told = asked.unwrap_or_else(|_| {
-            let message = format!(
-                "host '{name}' did not tell of its CPU within {} s",
-                PATIENCE.as_secs()
-            );
+            let message =
+                format!("host '{name}' did not tell of its CPU within {} s", PATIENCE.as_secs());
             let remedy = format!("see what is wrong: migrate host check {name}");
             Err(Failure::new(ErrorCode::Unreachable, message, remedy).retryable())
         });

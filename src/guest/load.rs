@@ -362,10 +362,11 @@ mod tests {
             change(&mut asked);
             grant_load(&same, &asked, &file, None).map_err(|f| f.0.code)
         };
-        let seen: [fn(&mut GuestDefinition); 8] = [
+        let seen: [fn(&mut GuestDefinition); 9] = [
             |d| d.memory_bytes *= 2,
             |d| d.cpus = 2,
             |d| d.cpu_template = "x".into(),
+            |d| d.cpu = Some(vmm::cpu::CpuModel::default()),
             |d| d.acpi = false,
             |d| d.disks.clear(),
             |d| d.disks[0].serial = "t".into(),

@@ -70,7 +70,9 @@ fn a_guest_goes_where_its_cpu_is_and_nowhere_else() {
     console.wait("SCRIBBLER-READY");
     let mut paused = running.pause();
     match bring(&lesser, config.clone(), &mut paused) {
-        Err(MachineError::Cpu(Lack::Features(names))) => assert_eq!(names, [name.clone()]),
+        Err(MachineError::Cpu(Lack::Features(names))) => {
+            assert_eq!(names, *std::slice::from_ref(&name))
+        }
         other => panic!("{:?}", other.map(|_| "it was restored")),
     }
     let running = resume(paused);
