@@ -91,6 +91,7 @@ fn a_guest_with_more_than_the_other_host_has_stays_and_one_with_the_common_part_
     // goes back to it from alpha.
     site.b.scribbler("web3", "ws=4M", &SMALL);
     site.b.moves("web3", &site.a);
+    site.b.assert_empty();
     site.a.moves("web3", &site.b);
     site.b.assert_runs("web3").verify_clean(1024);
 }
