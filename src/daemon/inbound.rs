@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use migrate_engine::transport::identity::Ephemeral;
+use tracing::Instrument;
 use uuid::Uuid;
 
 use super::peer::{Answer, Prepare, Request};
@@ -21,6 +22,7 @@ use crate::api::{ErrorCode, Failure, LaunchSpec};
 use crate::config::{GuestDefinition, hex};
 use crate::host::leftover::{self, Life};
 use crate::host::spawn::{Receiver, launch_receiver};
+use crate::logging;
 
 /// How long a receiver waits for its source.
 const ORPHAN: Duration = Duration::from_mins(1);
@@ -262,12 +264,16 @@ impl Daemon {
                 patience_ms: u64::try_from(ORPHAN.as_millis()).unwrap_or(u64::MAX),
             }),
         };
-        let started = tokio::task::spawn_blocking(move || launch_receiver(&spec, Some(LAUNCH)));
+        let span = logging::about_move(Some(move_id), client.name());
+        let asking = span.clone();
+        let launch = move || asking.in_scope(|| launch_receiver(&spec, Some(LAUNCH)));
+        let started = tokio::task::spawn_blocking(launch);
         let started = started.await.map_err(|e| unexpected("the receiver", &e))?;
         let Receiver { addresses, child } = started?;
         let ports = addresses.iter().map(SocketAddr::port).collect();
         let daemon = Arc::clone(self);
-        tokio::spawn(follow(daemon, client, guest, Some(child), Some(reservation)));
+        let following = follow(daemon, client, guest, Some(child), Some(reservation));
+        tokio::spawn(following.instrument(span));
         Ok(Answer::Prepared { ports, fingerprint, room_bytes })
     }
 
@@ -324,6 +330,7 @@ pub async fn follow(
                     let request = Request::Words { guest, words };
                     daemon.carry(&source, guest, request).await;
                 }
+                Ok(Some(MoveEvent::Phase { move_id, .. })) => logging::is_move(move_id),
                 Ok(Some(_)) => {}
                 Ok(None) => break,
                 Err(error) => {

@@ -221,7 +221,7 @@ impl Place {
                 self.perform(effects, daemon)
             }
             Err(error) => {
-                tracing::error!(%error, "the journal does not allow what was decided");
+                tracing::error!(GUEST = self.whose.name, %error, "the journal does not allow what was decided");
                 Vec::new()
             }
         }
@@ -244,7 +244,7 @@ impl Place {
                             Input::Recorded(record)
                         }
                         Err(error) => {
-                            tracing::error!(%error, "the journal cannot be written");
+                            tracing::error!(GUEST = self.whose.name, %error, "the journal cannot be written");
                             // Tried again when somebody asks again.
                             return said;
                         }

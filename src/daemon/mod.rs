@@ -14,6 +14,7 @@
 //! | [`cpu`] | what hosts' CPUs have, and have in common |
 //! | [`check`] | what is well and what is not between two hosts |
 //! | [`api`], [`metrics`] | the HTTP API on the Unix socket |
+//! | [`service`] | what systemd hears of the daemon |
 //!
 //! It never holds a guest's memory, and never decides whose a guest is: the hand-over does.
 
@@ -30,6 +31,7 @@ mod metrics;
 mod moves;
 pub mod peer;
 mod peers;
+mod service;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -42,6 +44,7 @@ use migrate_engine::transport::identity::renewal::Renewal;
 use migrate_engine::transport::quic::{Dialler, HostEndpoint, Settings};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::api::host::HostInfo;
@@ -120,7 +123,7 @@ async fn serve(dirs: &Dirs) -> Result<(), Failure> {
     daemon.adopt();
     tokio::spawn(renew(Arc::clone(&daemon)));
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| unexpected("signals", &e))?;
-    notify("READY=1");
+    service::ready();
     tracing::info!(pid = std::process::id(), "the daemon is ready");
     let served = api::serve(listener, Arc::clone(&daemon));
     tokio::select! {
@@ -128,29 +131,11 @@ async fn serve(dirs: &Dirs) -> Result<(), Failure> {
         _ = terminate.recv() => {}
         _ = tokio::signal::ctrl_c() => {}
     }
-    notify("STOPPING=1");
+    service::stopping();
     tracing::info!("the daemon ends; guests run on");
     // Whoever connects finds nobody, not a socket that hangs.
     let _ = std::fs::remove_file(dirs.daemon_socket());
     Ok(())
-}
-
-/// Tells the service manager, if there is one (`sd_notify(3)`).
-fn notify(state: &str) {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
-    let socket = std::os::unix::net::UnixDatagram::unbound();
-    let sent = socket.and_then(|socket| {
-        use std::os::linux::net::SocketAddrExt;
-        let bytes = path.as_encoded_bytes();
-        let address = match bytes.strip_prefix(b"@") {
-            Some(name) => std::os::unix::net::SocketAddr::from_abstract_name(name)?,
-            None => std::os::unix::net::SocketAddr::from_pathname(&path)?,
-        };
-        socket.send_to_addr(state.as_bytes(), &address)
-    });
-    if let Err(error) = sent {
-        tracing::warn!(%error, "the service manager was not told");
-    }
 }
 
 /// The API's socket, for its owner and, in the system instance, for the group `migrate`.
@@ -290,7 +275,8 @@ impl Daemon {
         let Ok(names) = crate::host::registry::names(&self.dirs) else { return };
         for name in names {
             let daemon = Arc::clone(self);
-            tokio::spawn(async move { daemon.adopt_guest(name).await });
+            let span = crate::logging::about_move(None, &name);
+            tokio::spawn(async move { daemon.adopt_guest(name).await }.instrument(span));
         }
     }
 

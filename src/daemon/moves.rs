@@ -11,6 +11,7 @@ use migrate_engine::handover::journal::Record as Step;
 use migrate_engine::transport::identity::{Ephemeral, Right};
 use migrate_engine::transport::quic::socket::path_payload;
 use tokio::sync::Notify;
+use tracing::Instrument;
 use uuid::Uuid;
 
 use super::peer::{Answer, Prepare, Request};
@@ -27,6 +28,7 @@ use crate::guest::journal;
 use crate::guest::moving::feed::Feed;
 use crate::guest::moving::report::About;
 use crate::host::registry;
+use crate::logging;
 
 /// How long a guest process may take to tell of itself.
 const LOOK: Duration = Duration::from_secs(5);
@@ -170,7 +172,8 @@ pub async fn begin(daemon: &Arc<Daemon>, request: MoveRequest) -> Result<Uuid, F
     tracing::info!(MOVE = %id, GUEST = about.guest, to = about.to.name, "a move begins");
     phase(&feed, &about, MovePhase::Preparing);
     let daemon = Arc::clone(daemon);
-    tokio::spawn(async move {
+    let span = logging::about_move(Some(id), &about.guest);
+    let work = async move {
         let began = Instant::now();
         let report = match order(&daemon, &client, &info, &about).await {
             Ok(()) => {
@@ -180,7 +183,8 @@ pub async fn begin(daemon: &Arc<Daemon>, request: MoveRequest) -> Result<Uuid, F
             Err(failure) => failed(&about, failure),
         };
         finish(&daemon, report, began).await;
-    });
+    };
+    tokio::spawn(work.instrument(span));
     Ok(id)
 }
 
@@ -361,7 +365,7 @@ async fn finish(daemon: &Arc<Daemon>, report: MoveReport, began: Instant) {
         phases.insert(0, (MovePhase::Preparing, (total_ms - known).max(0.0)));
     }
     let report = MoveReport { ended: Some(Timestamp::now()), total_ms, phases, ..report };
-    tracing::info!(MOVE = %report.move_id, GUEST = report.guest, outcome = ?report.outcome,
+    tracing::info!(MOVE = %report.move_id, GUEST = report.guest, outcome = report.outcome.map(tracing::field::debug),
         error = report.error.as_ref().map(|e| e.message.as_str()), "a move ended");
     history::keep(&daemon.dirs, &report);
     daemon.moves.end(&report);
@@ -394,9 +398,10 @@ pub async fn readopt(daemon: Arc<Daemon>, client: GuestClient, guest: Uuid) {
     let Ok(feed) = daemon.moves.claim(Arc::clone(&about)) else { return };
     tracing::info!(MOVE = %move_id, GUEST = about.guest, "a move is followed again");
     let began = Instant::now();
-    let report = follow(&daemon, &client, &about, &feed).await;
+    let span = logging::about_move(Some(move_id), &about.guest);
+    let report = follow(&daemon, &client, &about, &feed).instrument(span.clone()).await;
     let to = if report.to.name == "another host" { about.to.clone() } else { report.to.clone() };
-    finish(&daemon, MoveReport { to, ..report }, began).await;
+    finish(&daemon, MoveReport { to, ..report }, began).instrument(span).await;
 }
 
 /// Cancels a move. `None`: no such move goes on.

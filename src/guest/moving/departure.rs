@@ -96,6 +96,7 @@ impl UnderWay {
         let (commands, told) = mpsc::channel(COMMANDS);
         let telling = feed.clone();
         let body = move || {
+            let _log = crate::logging::process::moving(move_id);
             runtime.block_on(session(told, telling));
             runtime.shutdown_background();
         };
@@ -173,7 +174,6 @@ fn plan<P: PausedMachine>(departure: &Departure<P>) -> Result<Plan, Failure> {
             OnStall::Pause => precopy::OnStall::Pause,
             OnStall::Cancel => precopy::OnStall::Cancel,
         },
-        storage: Duration::ZERO,
         audit: true,
         began_unix_ms: super::unix_ms(),
     })
