@@ -71,7 +71,7 @@ fn a_guest_goes_where_its_cpu_is_and_nowhere_else() {
     let mut paused = running.pause();
     match bring(&lesser, config.clone(), &mut paused) {
         Err(MachineError::Cpu(Lack::Features(names))) => {
-            assert_eq!(names, *std::slice::from_ref(&name))
+            assert_eq!(names, *std::slice::from_ref(&name));
         }
         other => panic!("{:?}", other.map(|_| "it was restored")),
     }
