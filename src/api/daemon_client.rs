@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
 use super::client::{CallError, LOOK_DEADLINE, decode, encode, escape, exchange};
+use super::cpu::{CompareRequest, CpuComparison};
 use super::host::{
     GuestList, HostCheck, HostInfo, HostList, InviteRequest, Invited, MoveBegun, MoveList,
     MovePlan, MoveRequest, RemoveRequest,
@@ -98,6 +99,11 @@ impl DaemonClient {
     pub async fn check(&self, host: &str) -> Result<HostCheck, CallError> {
         let path = format!("/v1/hosts/{}/check", escape(host));
         self.call(Method::GET, &path, None::<&()>, Some(CHECK_DEADLINE)).await
+    }
+
+    /// What hosts' CPUs have in common.
+    pub async fn compare_cpus(&self, request: &CompareRequest) -> Result<CpuComparison, CallError> {
+        self.call(Method::POST, "/v1/hosts/cpu", Some(request), Some(ASK_DEADLINE)).await
     }
 
     /// Makes an invitation.

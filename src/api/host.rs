@@ -14,6 +14,7 @@
 //! | `POST /v1/moves/{id}/cancel` | – | [`CancelAnswer`](super::moving::CancelAnswer) |
 //! | `GET /v1/hosts` | – | [`HostList`] |
 //! | `GET /v1/hosts/{name}/check` | – | [`HostCheck`] |
+//! | `POST /v1/hosts/cpu` | [`CompareRequest`](super::cpu::CompareRequest) | [`CpuComparison`](super::cpu::CpuComparison) |
 //! | `POST /v1/hosts/invite` | [`InviteRequest`] | [`Invited`] |
 //! | `POST /v1/hosts/remove` | [`RemoveRequest`] | [`HostList`] |
 //! | `GET /metrics` | – | Prometheus text |

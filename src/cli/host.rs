@@ -4,7 +4,7 @@
 use serde::Serialize;
 
 use super::args::host::{HostCommand, InitArgs, InviteArgs, JoinArgs};
-use super::{Done, OK, Session, seam};
+use super::{Done, OK, Session, host_cpu, seam};
 use crate::api::client::{CallError, block_on};
 use crate::api::host::{InviteRequest, RemoveRequest};
 use crate::api::{ErrorBody, ErrorCode, Failure};
@@ -22,6 +22,7 @@ pub fn host(session: &Session, command: &HostCommand) -> Done {
             Some(name) => other(session, name),
         },
         HostCommand::Check(args) => check(session, &args.host),
+        HostCommand::Cpu(args) => host_cpu::cpu(session, args),
         HostCommand::Remove(args) => remove(session, &args.host),
     }
 }

@@ -281,6 +281,7 @@ impl Daemon {
     ) -> Result<Answer, Failure> {
         match question.request {
             Request::Info => Ok(Answer::Info(Box::new(self.info()))),
+            Request::Cpu => Ok(Answer::Cpu(Box::new(self.host_cpu().await?))),
             Request::Prepare(prepare) => {
                 // Its name as its certificate has it, not as it says.
                 let from = HostRef { name: name.to_string(), ..question.from };

@@ -16,8 +16,9 @@ use tokio::net::UnixListener;
 use uuid::Uuid;
 
 use super::peer::{Answer, Request};
-use super::{Daemon, check, history, metrics, moves};
+use super::{Daemon, check, cpu, history, metrics, moves};
 use crate::api::client::GuestClient;
+use crate::api::cpu::{CompareRequest, CpuComparison};
 use crate::api::host::{
     GuestList, HostInfo, HostList, InviteRequest, Invited, KnownHost, MoveBegun, MoveList,
     MoveRequest, RemoveRequest,
@@ -46,6 +47,7 @@ pub async fn serve(listener: UnixListener, daemon: Arc<Daemon>) -> std::io::Resu
         .route("/v1/moves/{id}/cancel", post(cancel))
         .route("/v1/hosts", get(hosts))
         .route("/v1/hosts/{name}/check", get(look))
+        .route("/v1/hosts/cpu", post(compare_cpus))
         .route("/v1/hosts/invite", post(invite))
         .route("/v1/hosts/remove", post(remove))
         .route("/v1/reload", post(reload))
@@ -225,6 +227,13 @@ async fn look(
     Path(name): Path<String>,
 ) -> Answered<crate::api::host::HostCheck> {
     Ok(Json(check::check(&daemon, &name).await?))
+}
+
+async fn compare_cpus(
+    State(daemon): App,
+    Json(request): Json<CompareRequest>,
+) -> Answered<CpuComparison> {
+    Ok(Json(cpu::compare(&daemon, request).await?))
 }
 
 async fn invite(State(daemon): App, Json(request): Json<InviteRequest>) -> Answered<Invited> {

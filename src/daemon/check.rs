@@ -63,6 +63,7 @@ pub async fn check(daemon: &Arc<Daemon>, host: &str) -> Result<HostCheck, Failur
     match daemon.ask(host, Request::Info).await {
         Ok(told) => {
             answered(&told, asked, &mut lines);
+            lines.push(super::cpu::check(daemon, host).await);
             match try_ports(daemon, host).await {
                 Ok(found) => path("data from here", &found, &mut lines),
                 Err(failure) => lines.push(failed("data from here", &failure.0)),

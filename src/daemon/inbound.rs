@@ -140,6 +140,9 @@ impl Daemon {
     ) -> Result<Answer, Failure> {
         let Prepare { move_id, attempt, definition, lanes, dry_run, .. } = &prepare;
         self.may_come(definition)?;
+        if let Some(cpu) = &prepare.cpu {
+            self.has_cpu(cpu).await?;
+        }
         let wanted = usize::from((*lanes).clamp(1, LANES)) + 1;
         let claim = Claim::of(*move_id, definition, wanted);
         let host = self.host_now(wanted);

@@ -13,6 +13,7 @@
 //! | [`inbound`] | moves to here: room reserved, receivers started, followed, cleared up |
 //! | [`keeper`] | answers for guest processes that are gone |
 //! | [`history`] | reports of moves, as files |
+//! | [`cpu`] | what hosts' CPUs have, and have in common |
 //! | [`check`] | what is well and what is not between two hosts |
 //! | [`api`], [`metrics`] | the HTTP API on the Unix socket |
 //! | [`service`] | what systemd hears of the daemon |
@@ -23,6 +24,7 @@ mod answers;
 mod api;
 mod check;
 pub mod config;
+mod cpu;
 mod gossip;
 mod history;
 pub mod identity;

@@ -7,9 +7,11 @@
 use migrate_engine::transport::identity::{HostName, Removal, Right, Rights};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+use vmm::cpu::Shown;
 
 use super::identity::Known;
 use super::identity::roster::Gossip;
+use crate::api::cpu::HostCpu;
 use crate::api::host::HostInfo;
 use crate::api::moving::{HostRef, MoveOptions, MoveReport, PeerGone, Words};
 use crate::api::{ErrorBody, ErrorCode, Failure};
@@ -40,6 +42,8 @@ pub struct Question {
 pub enum Request {
     /// Describe yourself.
     Info,
+    /// Describe your CPU.
+    Cpu,
     /// A guest is to come.
     Prepare(Box<Prepare>),
     /// It does not come.
@@ -112,6 +116,9 @@ pub struct Prepare {
     /// When and how the move was asked for, for those who watch it at the destination.
     #[serde(default)]
     pub asked: Option<(jiff::Timestamp, MoveOptions)>,
+    /// The CPU that it is shown, if its process tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<Shown>,
 }
 
 /// Data ports are to be tried.
@@ -185,6 +192,8 @@ pub struct Reply {
 pub enum Answer {
     /// To [`Request::Info`].
     Info(Box<HostInfo>),
+    /// To [`Request::Cpu`].
+    Cpu(Box<HostCpu>),
     /// To [`Request::Prepare`]: the receiver waits.
     Prepared {
         /// Its ports: control, then each lane; none in a dry run.
@@ -224,7 +233,7 @@ impl Request {
     /// ask.
     pub fn needs(&self) -> Option<&'static [Right]> {
         match self {
-            Self::Info | Self::Gossip(_) => Some(&[Right::Observe]),
+            Self::Info | Self::Cpu | Self::Gossip(_) => Some(&[Right::Observe]),
             Self::Prepare(_) | Self::Abandon { .. } => Some(&[Right::Send]),
             // They go both ways, whichever side the guest is on.
             Self::Words { .. }

@@ -147,7 +147,7 @@ async fn order(
     let agreed = tokio::select! {
         biased;
         () = wanted(&mut cancel) => Err(cancelled()),
-        start = agree(daemon, open) => start,
+        start = agree(daemon, client, open) => start,
     };
     let start = match agreed {
         Ok(start) => start,
@@ -185,7 +185,11 @@ fn cancelled() -> Failure {
 }
 
 /// Has the other host get ready; answers the order for the guest's process.
-async fn agree(daemon: &Arc<Daemon>, open: &Open) -> Result<MoveStart, Failure> {
+async fn agree(
+    daemon: &Arc<Daemon>,
+    client: &GuestClient,
+    open: &Open,
+) -> Result<MoveStart, Failure> {
     let about = &open.about;
     let definition = open.definition.clone();
     let look = tokio::task::spawn_blocking(move || keeper::place::obstacle(&definition));
@@ -205,6 +209,7 @@ async fn agree(daemon: &Arc<Daemon>, open: &Open) -> Result<MoveStart, Failure> 
         payload,
         dry_run: false,
         asked: Some((about.started, about.options.clone())),
+        cpu: crate::daemon::cpu::of_guest(client).await,
     };
     let told = daemon.ask(&about.to.name, Request::Prepare(Box::new(prepare))).await?;
     let Told { host, address, answer, .. } = told;

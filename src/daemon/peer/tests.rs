@@ -38,7 +38,8 @@ fn table() -> Vec<(Request, [bool; 4])> {
     let host = json!({ "id": id, "name": "a" });
     let report = json!({
         "schema": 1, "move_id": id, "guest": "g", "uuid": id, "from": host, "to": host,
-        "started": "2026-01-01T00:00:00Z", "phase": "ended", "options": crate::api::moving::MoveOptions::default(), "total_ms": 0.0,
+        "started": "2026-01-01T00:00:00Z", "phase": "ended",
+        "options": MoveOptions::default(), "total_ms": 0.0,
         "phases": [], "rounds": [], "memory_bytes": 0, "frame_bytes": 0, "udp_bytes": 0,
         "timeline": [], "packets": [0, 0],
     });
@@ -50,6 +51,7 @@ fn table() -> Vec<(Request, [bool; 4])> {
     let join = json!({ "secret": "", "name": "b", "request": "" });
     [
         (json!("info"), [false, false, true, false]),
+        (json!("cpu"), [false, false, true, false]),
         (json!({ "prepare": prepare }), [true, false, false, false]),
         (json!({ "abandon": { "attempt": id } }), [true, false, false, false]),
         (json!({ "words": { "guest": id, "words": { "frame": "" } } }), [true, true, false, false]),
@@ -92,9 +94,10 @@ fn every_request_needs_a_right() {
             Request::ProbeBack => 9,
             Request::Join { .. } => 10,
             Request::ProcessGone { .. } => 11,
+            Request::Cpu => 12,
         })
         .collect();
-    assert_eq!(kinds.len(), 12);
+    assert_eq!(kinds.len(), 13);
     for (request, needs) in table {
         for set in 0..16u8 {
             let has = |bit: usize| set & (1 << bit) != 0;
