@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use migrate_engine::handover::journal::Record as Step;
 use migrate_engine::transport::identity::Ephemeral;
 use tracing::Instrument;
 use uuid::Uuid;
@@ -32,6 +33,7 @@ use crate::api::client::GuestClient;
 use crate::api::moving::{DataEnd, HostRef, MoveReport, ReceiveSpec};
 use crate::api::{ErrorCode, Failure, LaunchSpec};
 use crate::config::{GuestDefinition, hex};
+use crate::guest::journal;
 use crate::guest::moving::report::About;
 use crate::host::leftover::{self, Life};
 use crate::host::spawn::{Receiver, launch_receiver};
@@ -45,6 +47,9 @@ const ORPHAN: Duration = Duration::from_mins(1);
 const LAUNCH: Duration = Duration::from_secs(30);
 /// Most data lanes.
 const LANES: u8 = 8;
+/// How long a guest that comes back waits for the process that it left, and between two looks.
+const LEAVING: Duration = Duration::from_secs(5);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Guests that are expected, by attempt.
 #[derive(Debug)]
@@ -132,6 +137,22 @@ impl Daemon {
         }
     }
 
+    /// A guest that comes back soon may find the process that it left: that is about to end.
+    async fn let_end(&self, definition: &GuestDefinition) {
+        let record = journal::read(&self.dirs.journal(&definition.uuid)).ok().flatten();
+        let now = record.as_ref().and_then(|r| r.ledger.now());
+        if !matches!(now, Some(Step::Ceded(_) | Step::Moved(_))) {
+            return;
+        }
+        let is_same = |g: &room::Present| {
+            g.uuid.map_or(g.name == definition.name, |uuid| uuid == definition.uuid)
+        };
+        let began = Instant::now();
+        while began.elapsed() < LEAVING && facts::guests(&self.dirs).iter().any(is_same) {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
     /// Reserves room and starts a receiver, or only looks.
     pub(super) async fn prepare(
         self: &Arc<Self>,
@@ -143,6 +164,7 @@ impl Daemon {
         if let Some(cpu) = &prepare.cpu {
             self.has_cpu(cpu).await?;
         }
+        self.let_end(definition).await;
         let wanted = usize::from((*lanes).clamp(1, LANES)) + 1;
         let claim = Claim::of(*move_id, definition, wanted);
         let host = self.host_now(wanted);
