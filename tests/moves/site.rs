@@ -1,4 +1,5 @@
-//! Hosts of one site on loopback, each a private instance with a daemon of its own.
+//! Hosts of one site, each a private instance with a daemon of its own: on loopback, or where
+//! their homes lead.
 
 use std::fs::{self, File};
 use std::net::UdpSocket;
@@ -49,18 +50,23 @@ impl Host {
     /// A host that is in no site yet, and has no daemon.
     #[track_caller]
     pub fn new(name: &str) -> Self {
-        let host =
-            Self { name: name.to_owned(), home: Home::new(), port: free_ports(), daemon: None };
-        host.configure();
+        Self::at(name, Home::new(), "127.0.0.1", free_ports())
+    }
+
+    /// As [`Self::new`], with this home, address and first port.
+    #[track_caller]
+    pub fn at(name: &str, home: Home, address: &str, port: u16) -> Self {
+        let host = Self { name: name.to_owned(), home, port, daemon: None };
+        host.configure(address);
         host
     }
 
-    fn configure(&self) {
+    fn configure(&self, address: &str) {
         let config = self.home.dirs().config;
         fs::create_dir_all(&config).unwrap();
         let (port, first, last) = (self.port, self.port + 1, self.port + PORTS - 1);
         let text = format!(
-            "listen = \"127.0.0.1:{port}\"\nadvertise = \"127.0.0.1:{port}\"\n\
+            "listen = \"{address}:{port}\"\nadvertise = \"{address}:{port}\"\n\
              data_ports = \"{first}-{last}\"\n"
         );
         fs::write(config.join("host.toml"), text).unwrap();
@@ -206,7 +212,12 @@ pub struct Site {
 impl Site {
     #[track_caller]
     pub fn new() -> Self {
-        let (mut a, mut b) = (Host::new("alpha"), Host::new("beta"));
+        Self::of(Host::new("alpha"), Host::new("beta"))
+    }
+
+    /// Makes a site of two hosts named alpha and beta.
+    #[track_caller]
+    pub fn of(mut a: Host, mut b: Host) -> Self {
         a.home.done(&["host", "init", "--name", "alpha"]);
         a.start_daemon();
         join(&a, &b);
