@@ -59,8 +59,7 @@ impl Rig {
         for ((name, side, address), storage) in SIDES.into_iter().zip(storage) {
             let mount = storage.mount(at.with_extension(name))?;
             let space = Space::with(mount.path(), at);
-            let mut enter = into_network(&lab, side);
-            enter.insert(1, format!("--mount=/proc/{}/ns/mnt", space.0.id()));
+            let enter = space.entered_too(into_network(&lab, side));
             hosts.push(Host::at(name, Home::entered(enter), address, PORT));
             spaces.push(space);
             mounts.push(mount);
@@ -86,15 +85,17 @@ pub fn into_network(lab: &Lab, side: lab::Host) -> Vec<String> {
     vec!["nsenter".to_owned(), net, "--".to_owned()]
 }
 
-/// A process that holds a mount namespace, in which one directory is seen at another place too.
-struct Space(Child);
+/// A process that holds a mount namespace, in which one file or directory is seen at another place
+/// too.
+pub struct Space(Child);
 
 impl Space {
-    fn with(directory: &Path, at: &Path) -> Self {
+    #[track_caller]
+    pub fn with(what: &Path, at: &Path) -> Self {
         const SCRIPT: &str = "mount --bind \"$1\" \"$2\" && exec sleep infinity";
         let mut command = Command::new("unshare");
         command.args(["--mount", "--propagation", "private", "sh", "-c", SCRIPT, "sh"]);
-        command.args([directory, at]).stdin(Stdio::null()).stdout(Stdio::null());
+        command.args([what, at]).stdin(Stdio::null()).stdout(Stdio::null());
         let space = Self(command.spawn().expect("util-linux is installed"));
         let program = Path::new("/proc").join(space.0.id().to_string()).join("comm");
         eventually("a mount namespace", || {
@@ -102,6 +103,12 @@ impl Space {
             (name.trim() == "sleep").then_some(())
         });
         space
+    }
+
+    /// Words of `nsenter` that lead into this as well.
+    pub fn entered_too(&self, mut enter: Vec<String>) -> Vec<String> {
+        enter.insert(1, format!("--mount=/proc/{}/ns/mnt", self.0.id()));
+        enter
     }
 }
 
