@@ -154,13 +154,13 @@ fn last_number(shell: &mut Shell, file: &str, word: &str) -> u64 {
 
 /// What the guest does all the while.
 fn set_to_work(shell: &mut Shell, peer: &Peer) {
-    shell.run("(memcheck 8 1 0 100 > /tmp/sums 2>&1; echo ended >> /tmp/sums) &");
-    shell.run("(tick 100 1000000 > /tmp/ticks 2>&1) &");
+    shell.run("(memcheck 8 1 0 100 > /tmp/sums 2>&1; echo ended >> /tmp/sums) & true");
+    shell.run("(tick 100 1000000 > /tmp/ticks 2>&1) & true");
     shell.run(
         "(i=1; while copycheck - /mnt/copy $i 1 > /tmp/copy; do echo copied $i >> /tmp/copies; \
-         i=$((i+1)); sleep 1; done; echo ended >> /tmp/copies) > /dev/null 2>&1 &",
+         i=$((i+1)); sleep 1; done; echo ended >> /tmp/copies) > /dev/null 2>&1 & true",
     );
-    let connect = format!("(nc 10.78.0.254 {} -e /bin/cat > /dev/null 2>&1) &", peer.port);
+    let connect = format!("(nc 10.78.0.254 {} -e /bin/cat > /dev/null 2>&1) & true", peer.port);
     shell.run(&connect);
     peer.until_heard();
 }
