@@ -85,11 +85,10 @@ impl port::WriteUnits for Ram {
 
     /// Gives the memory back, so that it reads as zero. What was never touched stays so.
     fn zero(&self, run: Run) -> io::Result<()> {
-        let touched = self.allocated(run.first().get())?;
-        if touched.is_none_or(|t| t.first().get() >= run.end()) {
+        let bytes = self.layout.byte_range(run);
+        if self.seek(bytes.start, Whence::SeekData)?.is_none_or(|data| data >= bytes.end) {
             return Ok(());
         }
-        let bytes = self.layout.byte_range(run);
         let part = |n: u64| i64::try_from(n).map_err(io::Error::other);
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         let (start, len) = (part(bytes.start)?, part(bytes.end - bytes.start)?);

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 
-use crate::converge::{self, Advice, Costs, Decision, Inputs, Limits, Rate, Window};
+use crate::converge::{self, Advice, Costs, Decision, Inputs, Limits, Rate, Why, Window};
 use crate::port::{DirtyLog, ReadUnits};
 use crate::pump::cancel::StopOnDrop;
 use crate::pump::send::Sample;
@@ -33,9 +33,13 @@ mod tests;
 
 /// Samples of the speed that count.
 const SAMPLES: usize = 32;
+/// A round of fewer bytes says little of the speed: most of its time is the cost of a round.
+const LEAST_SAMPLE: u64 = 1 << 20;
+/// Small rounds of which the cost of a round is taken.
+const SMALL_ROUNDS: usize = 8;
 /// Finished rounds that the decision looks at.
 const ROUNDS: usize = 16;
-/// Pause before a round that has nothing to send: somebody else must come first.
+/// Pause before a round that has nothing to send, or comes too early: somebody else must come first.
 const IDLE: Duration = Duration::from_millis(10);
 
 /// Why copying ended without a switch. The guest runs as before.
@@ -168,6 +172,8 @@ pub struct Precopy<R, L> {
     synced: Instant,
     rounds: Vec<converge::Round>,
     window: Window,
+    /// What the last small rounds took beside their data, round trip included.
+    beside: Vec<Duration>,
     /// Bytes of guest memory, and the time they took, over all rounds.
     total: (u64, Duration),
 }
@@ -185,12 +191,14 @@ impl<R: ReadUnits + 'static, L: DirtyLog + 'static> Precopy<R, L> {
             synced: now,
             rounds: Vec::new(),
             window: Window::new(SAMPLES),
+            beside: Vec::new(),
             total: (0, Duration::ZERO),
         }
     }
 
     /// Copies until it is best to switch, or to give up. `costs` is asked after each round what a
-    /// switch costs (`None`: not rehearsed yet); `seen` hears of each round and of what is
+    /// switch costs (`None`: not rehearsed yet), and told what an exchange with the target costs
+    /// beside data, if small rounds have shown it; `seen` hears of each round and of what is
     /// thought of it.
     ///
     /// # Errors
@@ -200,12 +208,12 @@ impl<R: ReadUnits + 'static, L: DirtyLog + 'static> Precopy<R, L> {
         talk: &mut T,
         limits: Limits,
         on_stall: OnStall,
-        mut costs: impl FnMut() -> Option<Costs> + Send,
+        mut costs: impl FnMut(Option<Duration>) -> Option<Costs> + Send,
         mut seen: impl FnMut(&RoundReport, &Advice) + Send,
     ) -> Result<End, PrecopyError> {
         loop {
             let report = self.round_in_time(talk, limits.timeout).await?;
-            let advice = self.advise(&report, limits, costs())?;
+            let advice = self.advise(&report, limits, costs(self.exchange()))?;
             seen(&report, &advice);
             match (advice.decision, on_stall) {
                 (Decision::Switch, _) | (Decision::Stalled, OnStall::Pause) => {
@@ -216,7 +224,8 @@ impl<R: ReadUnits + 'static, L: DirtyLog + 'static> Precopy<R, L> {
                 }
                 (Decision::KeepCopying, _) | (Decision::Stalled, OnStall::Wait) => {}
             }
-            if report.dirty_after == 0 {
+            // Rounds for which nobody waits only disturb the guest.
+            if report.dirty_after == 0 || advice.why == Why::NotRehearsed {
                 idle(&self.cancel.clone()).await?;
             }
         }
@@ -268,8 +277,16 @@ impl<R: ReadUnits + 'static, L: DirtyLog + 'static> Precopy<R, L> {
     }
 
     fn note(&mut self, samples: &[Sample], sent: u64, took: Duration) {
-        for (bytes, took) in samples {
-            self.window.push(*bytes, *took);
+        if sent >= LEAST_SAMPLE {
+            for (bytes, took) in samples {
+                self.window.push(*bytes, *took);
+            }
+        } else if self.next > 1 {
+            let carrying = Duration::from_nanos(nanos_for(sent, self.rate().usual));
+            if self.beside.len() >= SMALL_ROUNDS {
+                self.beside.remove(0);
+            }
+            self.beside.push(took.saturating_sub(carrying));
         }
         let (bytes, time) = self.total;
         self.total = (bytes.saturating_add(sent), time.saturating_add(took));
@@ -286,7 +303,7 @@ impl<R: ReadUnits + 'static, L: DirtyLog + 'static> Precopy<R, L> {
         let left = layout.bytes_of(report.dirty_after);
         let since = std::mem::replace(&mut self.synced, Instant::now()).elapsed();
         Ok(converge::decide(&Inputs {
-            rate: Some(self.window.rate().unwrap_or_else(|| self.average())),
+            rate: Some(self.rate()),
             left,
             dirty_rate: per_second(left, since),
             costs,
@@ -296,11 +313,20 @@ impl<R: ReadUnits + 'static, L: DirtyLog + 'static> Precopy<R, L> {
         }))
     }
 
-    /// The speed of the whole copy, for one so small that there are no samples.
-    fn average(&self) -> Rate {
-        let (bytes, time) = self.total;
-        let rate = per_second(bytes.max(1), time);
-        Rate { low: rate, usual: rate }
+    /// The speed to count on; that of the whole copy, if it is so small that there are no samples.
+    fn rate(&self) -> Rate {
+        self.window.rate().unwrap_or_else(|| {
+            let (bytes, time) = self.total;
+            let rate = per_second(bytes.max(1), time);
+            Rate { low: rate, usual: rate }
+        })
+    }
+
+    /// What three of four small rounds took at most beside their data.
+    fn exchange(&self) -> Option<Duration> {
+        let mut sorted = self.beside.clone();
+        sorted.sort_unstable();
+        sorted.get(sorted.len() * 3 / 4).copied()
     }
 
     /// Sends what is left of a guest that stands still, whose state is saved, and compares the
@@ -416,6 +442,11 @@ impl<R: ReadUnits + 'static, L: DirtyLog + 'static> Precopy<R, L> {
 /// The samples of a round; a short one is a sample itself.
 fn samples_of(samples: &[Sample], sent: u64, took: Duration) -> Vec<Sample> {
     if samples.is_empty() && sent > 0 { vec![(sent, took)] } else { samples.to_vec() }
+}
+
+fn nanos_for(bytes: u64, rate: u64) -> u64 {
+    let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(rate.max(1));
+    u64::try_from(nanos).unwrap_or(u64::MAX)
 }
 
 fn per_second(bytes: u64, time: Duration) -> u64 {

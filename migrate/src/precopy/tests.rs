@@ -301,7 +301,7 @@ fn the_time_also_ends_a_round_that_stands_still() {
         let mut copy = Copy::new(source_of(&near_ram, log), near.lanes, Cancel::new());
         let limits = Limits { timeout: Duration::from_millis(20), ..limits() };
         let control = &mut near.control;
-        let ended = copy.run(control, limits, OnStall::Wait, || None, |_, _| {}).await;
+        let ended = copy.run(control, limits, OnStall::Wait, |_| None, |_, _| {}).await;
         assert!(matches!(ended, Err(PrecopyError::TimeUp(_))), "{ended:?}");
         copy.abandon().unwrap();
         assert!(!near_ram.tracking.load(SeqCst));
@@ -341,7 +341,7 @@ fn an_idle_guest_is_switched_and_one_that_writes_too_much_is_not() {
         let mut rounds = 0;
         // The rehearsal is ready after three rounds.
         let mut asked = 0;
-        let costs = || {
+        let costs = |_| {
             asked += 1;
             (asked > 3).then(Costs::default)
         };
@@ -354,7 +354,7 @@ fn an_idle_guest_is_switched_and_one_that_writes_too_much_is_not() {
         assert!(matches!(end, End::Switch(_)), "{end:?}");
         assert!(rounds > 3, "{rounds}");
         // More than any blackout: it cannot fit.
-        let costs = || Some(Costs { restore: Duration::from_secs(9), ..Costs::default() });
+        let costs = |_| Some(Costs { restore: Duration::from_secs(9), ..Costs::default() });
         let end = copy.run(control, limits(), OnStall::Wait, costs, |_, _| {}).await.unwrap();
         assert!(matches!(end, End::GiveUp(_)), "{end:?}");
         farewell(control).await;

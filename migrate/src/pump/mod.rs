@@ -29,6 +29,7 @@ use crate::unit::{Layout, Run};
 mod arrive;
 pub mod audit;
 pub mod cancel;
+mod feeder;
 pub mod recv;
 pub mod send;
 pub mod talk;

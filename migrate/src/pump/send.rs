@@ -12,22 +12,24 @@
 //! the round is acknowledged: [`Source::acknowledge`] lets go of it, [`Source::reclaim`] puts it
 //! back.
 //!
+//! Only the first whole pass asks what was never touched: what the log finds later was written to.
+//!
 //! A unit that is written again after its stripe was cleared waits for the next round. A unit that
 //! is written again *before* its turn costs nothing, since it is re-armed and read only then;
 //! hence there is no second look at the log in the middle of a round.
 
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::thread::{Builder, ScopedJoinHandle, scope};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 
 use super::audit::Sealed;
 use super::cancel::Cancel;
-use super::touched::{Piece, Touched};
-use super::worker::{Common, Shared, Work, Worker, compress_speed};
+use super::feeder::{Feeder, Progress};
+use super::touched::Touched;
+use super::worker::{Common, Shared};
 use super::{Cause, Shards};
-use crate::codec::{BatchFull, Digest, DigestKey, DigestTable, Policy, Speeds, policy::Limits};
+use crate::codec::{BatchFull, Digest, DigestKey, DigestTable, Policy, policy::Limits};
 use crate::port::{DirtyLog, ReadUnits};
 use crate::track::{SetError, UnitSet};
 use crate::transport::link::{Ended, FrameSender, LinkHandle, SendError};
@@ -35,8 +37,8 @@ use crate::unit::{Layout, Run};
 use crate::wire::Version;
 use crate::wire::data::FrameError;
 
-/// Time between two samples of the speed.
-const SAMPLE: Duration = Duration::from_millis(50);
+/// A round of at most so many units is sent by one thread: to start others would take longer.
+const FEW: u64 = 512;
 
 /// Why a round failed at the source. The guest is unharmed, and `pending` knows what is missing
 /// after [`Source::reclaim`].
@@ -211,6 +213,8 @@ pub struct Source<R, L> {
     samples: Vec<Sample>,
     /// The log was looked at since it was switched on.
     synced: bool,
+    /// A whole pass was acknowledged: what the log finds since then was written to.
+    complete: bool,
 }
 
 impl<R: ReadUnits, L: DirtyLog> Source<R, L> {
@@ -235,6 +239,7 @@ impl<R: ReadUnits, L: DirtyLog> Source<R, L> {
             live: Live::default(),
             samples: Vec::new(),
             synced: false,
+            complete: false,
         }
     }
 
@@ -277,6 +282,7 @@ impl<R: ReadUnits, L: DirtyLog> Source<R, L> {
         }
         self.samples.clear();
         self.live.start();
+        let few = self.pending.len() + self.log.found() <= FEW;
         let stop = Cancel::new();
         let common = Common {
             ram: &self.ram,
@@ -297,33 +303,17 @@ impl<R: ReadUnits, L: DirtyLog> Source<R, L> {
             log: &mut self.log,
             pending: &mut self.pending,
             in_flight: &mut self.in_flight,
-            touched: Touched::default(),
+            // To ask costs a walk over all memory that is allocated.
+            touched: (!self.complete).then(Touched::default),
             shards: lanes.shards,
             link: &lanes.handle,
-            meter: Progress { last: Instant::now(), done: 0, samples: &mut self.samples },
+            meter: Progress::new(&mut self.samples),
         };
-        scope(|scope| {
-            let mut queues = Vec::new();
-            let mut workers = Vec::new();
-            for (number, (lane, sequence)) in lanes.senders.iter_mut().enumerate() {
-                let (queue, work) = mpsc::sync_channel(1);
-                let worker = Worker::new(common, number, lane, sequence);
-                let thread = Builder::new().name(format!("lane-{number}"));
-                let spawned = thread.spawn_scoped(scope, move || worker.run(&work));
-                workers.push(spawned.map_err(SendFail::Thread)?);
-                queues.push(queue);
-            }
-            let fed = feeder.feed(&queues);
-            if fed.is_err() {
-                stop.cancel();
-            }
-            drop(queues);
-            // If a worker failed, that is why the feeder did.
-            match (join(workers), fed) {
-                (Ok(()), fed) => fed,
-                (Err(SendFail::Cancelled), Err(why)) | (Err(why), _) => Err(why),
-            }
-        })?;
+        if few {
+            feeder.send_here(&mut lanes.senders)?;
+        } else {
+            feeder.send_on_threads(&mut lanes.senders, &stop)?;
+        }
         Ok(self.live.tally())
     }
 
@@ -331,6 +321,7 @@ impl<R: ReadUnits, L: DirtyLog> Source<R, L> {
     pub fn acknowledge(&mut self) -> Result<(), SendFail> {
         self.doubtful.subtract(&self.in_flight)?;
         self.in_flight.clear();
+        self.complete = true;
         Ok(())
     }
 
@@ -375,100 +366,5 @@ impl<R: ReadUnits, L: DirtyLog> Source<R, L> {
         self.log.stop().map_err(|e| SendFail::Log(e.into()))?;
         let shared = self.shared.into_inner().unwrap_or_else(PoisonError::into_inner);
         Ok(Sealed::new(self.ram, self.key, shared.table))
-    }
-}
-
-type Join<'s> = ScopedJoinHandle<'s, Result<(), SendFail>>;
-
-/// Waits for all workers. Those that stopped because another failed do not say why.
-fn join(workers: Vec<Join<'_>>) -> Result<(), SendFail> {
-    let mut all = Ok(());
-    for (number, worker) in workers.into_iter().enumerate() {
-        let ended = worker.join().unwrap_or(Err(SendFail::Died(number)));
-        if ended.is_err() && matches!(all, Ok(()) | Err(SendFail::Cancelled)) {
-            all = ended;
-        }
-    }
-    all
-}
-
-/// Measures progress.
-struct Progress<'a> {
-    last: Instant,
-    done: u64,
-    samples: &'a mut Vec<Sample>,
-}
-
-/// Clears the log stripe by stripe and hands the workers what there is to do.
-struct Feeder<'a, R, L> {
-    common: Common<'a, R>,
-    log: &'a mut L,
-    pending: &'a mut UnitSet,
-    in_flight: &'a mut UnitSet,
-    touched: Touched,
-    shards: Shards,
-    link: &'a LinkHandle,
-    meter: Progress<'a>,
-}
-
-impl<R: ReadUnits, L: DirtyLog> Feeder<'_, R, L> {
-    fn feed(&mut self, queues: &[mpsc::SyncSender<Work>]) -> Result<(), SendFail> {
-        for stripe in self.shards.stripes(&self.common.layout) {
-            if self.common.cancel.is_cancelled() {
-                return Err(SendFail::Cancelled);
-            }
-            let pieces = self.take(stripe)?;
-            let queue = self.shards.lane_of(stripe).and_then(|lane| queues.get(lane));
-            if let Some(queue) = queue.filter(|_| !pieces.is_empty()) {
-                // A worker that is gone says why when it is joined.
-                queue.send(Work::Pieces(pieces)).map_err(|_| SendFail::Cancelled)?;
-            }
-            self.measure();
-        }
-        queues.iter().try_for_each(|q| q.send(Work::End).map_err(|_| SendFail::Cancelled))
-    }
-
-    /// Clears the log of a stripe, and takes what there is to send of it.
-    fn take(&mut self, stripe: Run) -> Result<Vec<Piece>, SendFail> {
-        let mut wrong = Ok(());
-        let pending = &mut *self.pending;
-        self.log
-            .harvest(stripe.range(), &mut |first, word| {
-                let added = pending.insert_word(first, word);
-                wrong = wrong.and(added);
-            })
-            .map_err(|e| SendFail::Log(e.into()))?;
-        wrong?;
-        let mut pieces = Vec::new();
-        let mut from = stripe.first().get();
-        while let Some(run) = self.pending.next_run(from, stripe.end().saturating_sub(from)) {
-            if run.first().get() >= stripe.end() {
-                break;
-            }
-            let (run, _) = run.split(stripe.end() - run.first().get());
-            self.pending.remove_run(run);
-            self.in_flight.insert_run(run);
-            self.touched.divide(self.common.ram, run, &mut pieces).map_err(SendFail::Memory)?;
-            from = run.end();
-        }
-        Ok(pieces)
-    }
-
-    /// Takes a sample now and then, and tells the codec's policy what was measured.
-    fn measure(&mut self) {
-        let took = self.meter.last.elapsed();
-        if took < SAMPLE {
-            return;
-        }
-        let wire = self.link.stats().bandwidth();
-        let tally = self.common.live.tally();
-        let compress = compress_speed(&tally, self.shards.lanes());
-        let mut shared = self.common.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        shared.policy.set_speeds(Speeds { wire, compress });
-        let done = tally.done() - tally.untouched;
-        let bytes = self.common.layout.bytes_of(done - self.meter.done);
-        self.meter.samples.push((bytes, took));
-        self.meter.done = done;
-        self.meter.last = Instant::now();
     }
 }

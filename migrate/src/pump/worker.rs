@@ -106,6 +106,11 @@ impl<'a, R: ReadUnits> Worker<'a, R> {
                 Err(mpsc::RecvError) => return Err(SendFail::Cancelled),
             }
         }
+        self.finish()
+    }
+
+    /// Sends the end of the round.
+    pub(super) fn finish(mut self) -> Result<(), SendFail> {
         self.flush_units()?;
         self.flush_zeros()?;
         let place = self.place();
@@ -116,7 +121,8 @@ impl<'a, R: ReadUnits> Worker<'a, R> {
         Ok(())
     }
 
-    fn pieces(&mut self, pieces: &[Piece]) -> Result<(), SendFail> {
+    /// Sends these.
+    pub(super) fn pieces(&mut self, pieces: &[Piece]) -> Result<(), SendFail> {
         for piece in pieces {
             for part in piece.run.parts(PART as u64) {
                 if self.common.cancel.is_cancelled() || self.common.stop.is_cancelled() {

@@ -50,10 +50,12 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
         let (costs, handle) = (Arc::clone(&self.costs), self.line.handle().clone());
         let rounds = self.rounds.0.clone();
         self.copy_away = true;
+        // Beside the first pass, so that nobody waits for it.
+        self.begin_trial();
         self.jobs.start(async move {
-            let costs = move || {
+            let costs = move |exchange: Option<Duration>| {
                 let costs = *costs.lock().unwrap_or_else(PoisonError::into_inner);
-                let round_trip = handle.stats().control.rtt;
+                let round_trip = exchange.unwrap_or_else(|| handle.stats().control.rtt);
                 costs.map(|c| Costs { round_trip, offer: OFFER + 2 * round_trip, ..c })
             };
             // The session outlives this future.
@@ -68,9 +70,6 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
     /// A round is done.
     pub(super) fn round(&mut self, report: Box<RoundReport>, advice: Box<Advice>) {
         self.log.round(&report, Some(&advice));
-        if self.trial == Trial::NotBegun && self.is_free() {
-            self.begin_trial();
-        }
         self.event(Event::Round(report, advice));
     }
 
