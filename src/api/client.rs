@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::daemon_client::MoveEvents;
-use super::moving::{Bandwidth, CancelAnswer, MoveStart, Words};
+use super::moving::{Bandwidth, CancelAnswer, MoveStart, PeerGone, Words};
 use super::{
     ErrorBody, ErrorCode, Failure, GuestInfo, SaveRequest, SaveResult, StopRequest, StopResult,
     ThrottleRequest, WaitResult,
@@ -138,6 +138,12 @@ impl GuestClient {
     pub async fn heard(&self, words: &Words) -> Result<serde_json::Value, CallError> {
         let body = encode(Some(words))?;
         self.exchange(Method::POST, "/v1/move/heard", body, Some(LOOK_DEADLINE)).await
+    }
+
+    /// Tells the process that the other side's is dead.
+    pub async fn peer_gone(&self, why: &PeerGone) -> Result<serde_json::Value, CallError> {
+        let body = encode(Some(why))?;
+        self.exchange(Method::POST, "/v1/move/peer-gone", body, Some(LOOK_DEADLINE)).await
     }
 
     /// Gives the move that goes on its share of the host's bandwidth.

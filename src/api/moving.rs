@@ -10,8 +10,9 @@
 //! | `GET /v1/move/events` | – | lines of JSON, a [`MoveEvent`] each, from the move's beginning |
 //! | `PUT /v1/move/bandwidth` | [`Bandwidth`] | `{"schema":1}`: this move's share of the budget |
 //! | `POST /v1/move/heard` | [`Words`] | `{"schema":1}`: words of the other side, over the daemons |
+//! | `POST /v1/move/peer-gone` | [`PeerGone`] | `{"schema":1}`: the other process is dead |
 //!
-//! and a guest process that was launched to receive one serves the last two. The events end with
+//! and a guest process that was launched to receive one serves all but the first and the budget. The events end with
 //! [`MoveEvent::Result`]. Nobody who watches is needed: the move goes on without. Words that the
 //! process wants to have said over the daemons come as [`MoveEvent::Words`].
 
@@ -372,6 +373,18 @@ pub struct Bandwidth {
     /// UDP payload per second; no limit if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes_per_s: Option<u64>,
+}
+
+/// The other side's process is dead: its daemon has proved it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerGone {
+    /// In a sentence, for people; at most [`PeerGone::WHY_MAX`] bytes of it are looked at.
+    pub why: String,
+}
+
+impl PeerGone {
+    /// Longest text that is passed on, in bytes.
+    pub const WHY_MAX: usize = 512;
 }
 
 /// Answer to a request to cancel.

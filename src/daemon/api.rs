@@ -93,7 +93,7 @@ async fn guests(State(daemon): App) -> Answered<GuestList> {
 }
 
 async fn begin(State(daemon): App, Json(request): Json<MoveRequest>) -> Answered<MoveBegun> {
-    let move_id = moves::begin(&daemon, request).await?;
+    let move_id = moves::outbound::begin(&daemon, request).await?;
     Ok(Json(MoveBegun { schema: 1, move_id }))
 }
 
@@ -101,7 +101,7 @@ async fn plan(
     State(daemon): App,
     Json(request): Json<MoveRequest>,
 ) -> Answered<crate::api::host::MovePlan> {
-    Ok(Json(moves::plan(&daemon, request).await?))
+    Ok(Json(moves::plan::plan(&daemon, request).await?))
 }
 
 #[derive(Debug, Deserialize)]

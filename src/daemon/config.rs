@@ -8,7 +8,9 @@ use std::path::Path;
 
 use serde::Deserialize;
 
+use super::inbound::room::Limits;
 use crate::api::{ErrorCode, Failure};
+use crate::config::parse_size;
 
 /// Where daemons listen unless told otherwise.
 pub const PORT: u16 = 7420;
@@ -28,6 +30,8 @@ pub struct Config {
     pub data_ports: RangeInclusive<u16>,
     /// Address from which guests that leave are sent, if it matters.
     pub migration_address: Option<IpAddr>,
+    /// What guests may have of this host.
+    pub limits: Limits,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -37,6 +41,31 @@ struct File {
     advertise: Option<String>,
     data_ports: Option<String>,
     migration_address: Option<IpAddr>,
+    #[serde(default)]
+    limits: FileLimits,
+}
+
+/// `[limits]`. A misspelt one must not be no limit.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileLimits {
+    memory: Option<String>,
+    vcpus: Option<u32>,
+    guests: Option<u32>,
+    host_memory: Option<String>,
+}
+
+impl FileLimits {
+    fn limits(self) -> Result<Limits, String> {
+        let size = |text: Option<String>| text.as_deref().map(parse_size).transpose();
+        let host_memory = size(self.host_memory)?;
+        Ok(Limits {
+            memory: size(self.memory)?,
+            vcpus: self.vcpus,
+            guests: self.guests,
+            host_memory: host_memory.unwrap_or(Limits::default().host_memory),
+        })
+    }
 }
 
 impl Default for Config {
@@ -47,6 +76,7 @@ impl Default for Config {
             advertise: None,
             data_ports: DATA_PORTS,
             migration_address: None,
+            limits: Limits::default(),
         }
     }
 }
@@ -81,6 +111,7 @@ impl Config {
             advertise: file.advertise,
             data_ports: data_ports.unwrap_or(usual.data_ports),
             migration_address: file.migration_address,
+            limits: file.limits.limits().map_err(|why| format!("[limits]: {why}"))?,
         })
     }
 }
@@ -103,8 +134,18 @@ mod tests {
         let text = "listen = \"127.0.0.1:9000\"\ndata_ports = \"9001-9004\"\n[network.lan]\n";
         let config = Config::parse(text).unwrap();
         assert_eq!((config.listen.port(), config.data_ports), (9000, 9001..=9004));
-        for bad in ["listen = 7", "listen = \"host\"", "data_ports = \"9-1\"", "data_ports = \"x\""]
-        {
+        let text = "[limits]\nmemory = \"2G\"\nvcpus = 4\nguests = 3\nhost_memory = \"1G\"\n";
+        let limits = Config::parse(text).unwrap().limits;
+        assert_eq!((limits.memory, limits.vcpus, limits.guests), (Some(2 << 30), Some(4), Some(3)));
+        assert_eq!(limits.host_memory, 1 << 30);
+        for bad in [
+            "listen = 7",
+            "listen = \"host\"",
+            "data_ports = \"9-1\"",
+            "data_ports = \"x\"",
+            "[limits]\nmemory = \"much\"",
+            "[limits]\nmemmory = \"1G\"",
+        ] {
             assert!(Config::parse(bad).is_err(), "{bad}");
         }
     }

@@ -2,147 +2,74 @@
 //!
 //! Room is reserved under one lock before anything is started, so that two moves that come
 //! together cannot share the last of it. It is given back when the receiver is gone, or when the
-//! guest runs: then its memory shows by itself in what the host has left.
+//! guest runs and its memory shows by itself in what the host has left.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`room`] | what is promised, and what there is |
+//! | [`facts`] | what the host has just now |
 
-use std::collections::BTreeMap;
+pub mod facts;
+pub mod room;
+
 use std::net::SocketAddr;
 use std::process::Child;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use migrate_engine::transport::identity::Ephemeral;
 use uuid::Uuid;
 
-use super::peer::{Answer, Prepare, Request};
-use super::{Daemon, history, unexpected};
+use self::room::{Claim, Host, Limits, Room};
+use super::moves::Begun;
+use super::moves::follow::{Heard, follow};
+use super::moves::record::{Direction, Open};
+use super::peer::{Answer, Prepare};
+use super::{Daemon, keeper, unexpected};
 use crate::api::client::GuestClient;
-use crate::api::moving::{DataEnd, HostRef, MoveEvent, MoveOutcome, ReceiveSpec};
+use crate::api::moving::{DataEnd, HostRef, MoveReport, ReceiveSpec};
 use crate::api::{ErrorCode, Failure, LaunchSpec};
 use crate::config::{GuestDefinition, hex};
+use crate::guest::moving::report::About;
 use crate::host::leftover::{self, Life};
 use crate::host::spawn::{Receiver, launch_receiver};
 
+pub use facts::memory;
+
 /// How long a receiver waits for its source.
 const ORPHAN: Duration = Duration::from_mins(1);
-/// How long a receiver may take to start.
+/// How long a receiver may take to start, and a guest that arrived to be on file.
 const LAUNCH: Duration = Duration::from_secs(30);
-/// Memory that a guest process needs beside its guest.
-const OVERHEAD: u64 = 64 << 20;
 /// Most data lanes.
 const LANES: u8 = 8;
 
-/// A guest that is expected.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Expected {
-    name: String,
-    guest: Uuid,
-    memory: u64,
-    ports: Vec<u16>,
-    move_id: Uuid,
-}
-
 /// Guests that are expected, by attempt.
-#[derive(Debug, Default)]
-pub struct Inbound(Mutex<BTreeMap<Uuid, Expected>>);
-
-/// Memory of this host, bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Memory {
-    /// All.
-    pub total: u64,
-    /// What could be had now.
-    pub available: u64,
-}
-
-/// Reads `/proc/meminfo`.
-pub fn memory() -> Memory {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let field = |name: &str| {
-        let line = text.lines().find(|l| l.starts_with(name))?;
-        line.split_whitespace().nth(1)?.parse::<u64>().ok()?.checked_mul(1024)
-    };
-    Memory {
-        total: field("MemTotal:").unwrap_or(0),
-        available: field("MemAvailable:").unwrap_or(0),
-    }
-}
+#[derive(Debug)]
+pub struct Inbound(Mutex<Room>);
 
 impl Inbound {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Uuid, Expected>> {
+    /// Of a host with these limits.
+    pub fn new(limits: Limits) -> Self {
+        Self(Mutex::new(Room::new(limits)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Room> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Memory promised to guests that are expected.
     pub fn reserved(&self) -> u64 {
-        self.lock().values().map(|e| e.memory).sum()
+        self.lock().promised()
     }
 
     /// Moves to here that go on.
     pub fn running(&self) -> u32 {
-        u32::try_from(self.lock().len()).unwrap_or(u32::MAX)
-    }
-
-    /// Reserves room for a guest, or says why there is none. `available` is what the host has
-    /// left; `ports` are to choose `wanted` from.
-    fn reserve(
-        &self,
-        attempt: Uuid,
-        expected: Expected,
-        available: u64,
-        (mut ports, wanted): (impl Iterator<Item = u16>, usize),
-    ) -> Result<Vec<u16>, Failure> {
-        let mut all = self.lock();
-        if let Some(same) = all.values().find(|e| e.name == expected.name) {
-            return Err(taken(&same.name, "is arriving there just now"));
-        }
-        if all.values().any(|e| e.guest == expected.guest) {
-            return Err(taken(&expected.name, "is arriving there just now, under another name"));
-        }
-        let promised: u64 = all.values().map(|e| e.memory).sum();
-        let left = available.saturating_sub(promised);
-        if expected.memory > left {
-            return Err(no_room(expected.memory, left));
-        }
-        let in_use: Vec<u16> = all.values().flat_map(|e| e.ports.iter().copied()).collect();
-        let free: Vec<u16> = ports.by_ref().filter(|p| !in_use.contains(p)).take(wanted).collect();
-        if free.len() < wanted {
-            return Err(Failure::new(
-                ErrorCode::Busy,
-                "the destination's data ports are all in use by other moves",
-                "try again when one of them is over, or widen data_ports in its host.toml",
-            )
-            .retryable());
-        }
-        all.insert(attempt, Expected { ports: free.clone(), ..expected });
-        Ok(free)
-    }
-
-    fn release(&self, attempt: Uuid) {
-        self.lock().remove(&attempt);
+        u32::try_from(self.lock().expected()).unwrap_or(u32::MAX)
     }
 }
 
-fn taken(name: &str, why: &str) -> Failure {
-    Failure::new(
-        ErrorCode::NameTaken,
-        format!("a guest '{name}' {why}"),
-        "rename or remove one of the two",
-    )
-}
-
-fn no_room(wanted: u64, left: u64) -> Failure {
-    Failure::new(
-        ErrorCode::NoRoom,
-        format!(
-            "the destination has {} MiB of memory left for guests, and this one needs {} MiB",
-            left >> 20,
-            wanted >> 20
-        ),
-        "free memory there, or move it to another host",
-    )
-}
-
-/// Gives a reservation back.
+/// Gives a promise back.
 pub struct Reservation {
     daemon: Arc<Daemon>,
     attempt: Uuid,
@@ -150,42 +77,52 @@ pub struct Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.daemon.inbound.release(self.attempt);
+        self.daemon.inbound.lock().release(self.attempt);
     }
+}
+
+/// What the destination has not, that the guest needs.
+fn missing(definition: &GuestDefinition) -> Vec<Failure> {
+    let files = [("kernel", &definition.kernel), ("initial RAM disk", &definition.initrd)];
+    let files = files.into_iter().filter_map(|(what, path)| Some((what, path.as_ref()?)));
+    let kind = |shared| if shared { "shared disk" } else { "disk" };
+    let disks = definition.disks.iter().map(|disk| (kind(disk.shared), &disk.path));
+    let absent = files.chain(disks).filter(|(_, path)| !path.exists());
+    let failure = |(what, path): (&str, &std::path::PathBuf)| {
+        Failure::new(
+            ErrorCode::Incompatible,
+            format!("the destination has not the guest's {what} {}", path.display()),
+            "make it reachable there at the same path",
+        )
+    };
+    absent.map(failure).collect()
 }
 
 impl Daemon {
     /// Whether a guest may come, as far as can be seen without starting anything.
     fn may_come(&self, definition: &GuestDefinition) -> Result<(), Failure> {
         let bad = |why: String| {
-            Failure::new(
-                ErrorCode::Incompatible,
-                why,
-                "see what both hosts have: migrate help moving",
-            )
+            let remedy = "see what both hosts have: migrate help moving";
+            Failure::new(ErrorCode::Incompatible, why, remedy)
         };
-        let name = &definition.name;
-        crate::config::check_name(name).map_err(|e| bad(e.clone()))?;
-        self.dirs.check_socket_paths(name)?;
-        let paths = self.dirs.guest(name);
-        if !matches!(leftover::life(&paths), Ok(Life::Absent | Life::Dead(_))) {
-            return Err(taken(name, "runs on the destination already"));
+        crate::config::check_name(&definition.name).map_err(bad)?;
+        self.dirs.check_socket_paths(&definition.name)?;
+        missing(definition).into_iter().next().map_or(Ok(()), Err)
+    }
+
+    /// The host as it is now. `wanted` ports are looked for.
+    fn host_now(&self, wanted: usize) -> Host {
+        let receivers = self.inbound.lock().receivers();
+        let filled = receivers.into_iter().map(|(pid, most)| facts::touched(pid).min(most));
+        // More than are wanted: some are promised.
+        let most = wanted.saturating_add(usize::from(LANES + 1) * self.inbound.lock().expected());
+        let ports = self.config.data_ports.clone().filter(|port| is_free(self, *port));
+        Host {
+            available: memory().available,
+            filled: filled.fold(0, u64::saturating_add),
+            guests: facts::guests(&self.dirs),
+            ports: ports.take(most).collect(),
         }
-        let files = [&definition.kernel, &definition.initrd];
-        let missing = files
-            .into_iter()
-            .flatten()
-            .chain(definition.disks.iter().map(|d| &d.path))
-            .find(|path| !path.exists());
-        if let Some(path) = missing {
-            let what = format!("the destination has no {}", path.display());
-            return Err(Failure::new(
-                ErrorCode::Incompatible,
-                what,
-                "make it reachable there at the same path",
-            ));
-        }
-        Ok(())
     }
 
     /// Reserves room and starts a receiver, or only looks.
@@ -196,30 +133,49 @@ impl Daemon {
     ) -> Result<Answer, Failure> {
         let Prepare { move_id, attempt, definition, lanes, dry_run, .. } = &prepare;
         self.may_come(definition)?;
-        let lanes = (*lanes).clamp(1, LANES);
-        let room = memory().available.saturating_sub(self.inbound.reserved());
-        let needed = definition.memory_bytes.saturating_add(OVERHEAD);
+        let wanted = usize::from((*lanes).clamp(1, LANES)) + 1;
+        let claim = Claim::of(*move_id, definition, wanted);
+        let host = self.host_now(wanted);
+        let room_bytes = self.inbound.lock().left(&host);
         if *dry_run {
-            if needed > room {
-                return Err(no_room(needed, room));
-            }
+            let problems = self.inbound.lock().problems(&claim, &host);
             let (ports, fingerprint) = (Vec::new(), String::new());
-            return Ok(Answer::Prepared { ports, fingerprint, room_bytes: room });
+            let fits = Ok(Answer::Prepared { ports, fingerprint, room_bytes });
+            return problems.into_iter().next().map_or(fits, Err);
         }
-        let expected = Expected {
-            name: definition.name.clone(),
-            guest: definition.uuid,
-            memory: needed,
-            ports: Vec::new(),
-            move_id: *move_id,
-        };
-        let wanted = usize::from(lanes) + 1;
-        let usable = self.config.data_ports.clone().filter(|port| is_free(self, *port));
-        let ports =
-            self.inbound.reserve(*attempt, expected, memory().available, (usable, wanted))?;
+        let ports = self.inbound.lock().reserve(*attempt, claim, &host)?;
         let reservation = Reservation { daemon: Arc::clone(self), attempt: *attempt };
         tracing::info!(MOVE = %move_id, GUEST = definition.name, from = from.name, "a guest is to come");
-        self.start_receiver(from, prepare, &ports, reservation, room).await
+        let (started, options) = prepare.asked.clone().unwrap_or_default();
+        let about = About {
+            move_id: *move_id,
+            guest: definition.name.clone(),
+            uuid: definition.uuid,
+            from: from.clone(),
+            to: self.host_ref(),
+            started,
+            options,
+            memory_bytes: definition.memory_bytes,
+        };
+        let open = Arc::new(Open::new(Direction::In, *attempt, about, definition.clone()));
+        let begun = self.begin_move(&open)?;
+        match self.start_receiver(from, prepare, &ports).await {
+            Ok((answer, child)) => {
+                let wanted = self.inbound.lock().started(open.attempt, child.id());
+                reap(child);
+                if !wanted {
+                    self.cancel_receiver(&open.about.guest).await;
+                }
+                let receiving = receive(Arc::clone(self), open, begun, Some(reservation));
+                tokio::spawn(receiving);
+                Ok(answer.prepared(room_bytes))
+            }
+            Err(failure) => {
+                let report = super::moves::outbound::failed(&open.about, failure.clone());
+                self.end_move(&open, &MoveReport { ended: Some(Timestamp::now()), ..report });
+                Err(failure)
+            }
+        }
     }
 
     async fn start_receiver(
@@ -227,16 +183,12 @@ impl Daemon {
         from: HostRef,
         prepare: Prepare,
         ports: &[u16],
-        reservation: Reservation,
-        room_bytes: u64,
-    ) -> Result<Answer, Failure> {
+    ) -> Result<(Listening, Child), Failure> {
         let own = Ephemeral::generate().map_err(|e| unexpected("a certificate", &e))?;
         let (certificate, key) = own.to_der();
         let fingerprint = own.fingerprint().to_string();
         let ip = self.config.listen.ip();
         let Prepare { move_id, attempt, definition, payload, .. } = prepare;
-        let client = GuestClient::new(&definition.name, self.dirs.guest(&definition.name));
-        let guest = definition.uuid;
         let spec = LaunchSpec {
             definition,
             dirs: self.dirs.clone(),
@@ -247,7 +199,7 @@ impl Daemon {
             receive: Some(ReceiveSpec {
                 move_id,
                 attempt,
-                from: from.clone(),
+                from,
                 to: self.host_ref(),
                 listen: ports.iter().map(|port| SocketAddr::new(ip, *port)).collect(),
                 end: DataEnd {
@@ -263,18 +215,45 @@ impl Daemon {
         let started = started.await.map_err(|e| unexpected("the receiver", &e))?;
         let Receiver { addresses, child } = started?;
         let ports = addresses.iter().map(SocketAddr::port).collect();
-        let daemon = Arc::clone(self);
-        tokio::spawn(follow(daemon, client, guest, Some(child), Some(reservation)));
-        Ok(Answer::Prepared { ports, fingerprint, room_bytes })
+        Ok((Listening { ports, fingerprint }, child))
     }
 
     /// The source's side says that a guest will not come.
     pub(super) async fn abandon(&self, attempt: Uuid) {
-        let expected = self.inbound.lock().get(&attempt).cloned();
-        let Some(expected) = expected else { return };
-        tracing::info!(MOVE = %expected.move_id, GUEST = expected.name, "the guest does not come");
-        let client = GuestClient::new(&expected.name, self.dirs.guest(&expected.name));
+        let name = {
+            let mut room = self.inbound.lock();
+            let Some(claim) = room.give_up(attempt) else { return };
+            tracing::info!(MOVE = %claim.move_id, GUEST = claim.name, "the guest does not come");
+            claim.name.clone()
+        };
+        self.cancel_receiver(&name).await;
+    }
+
+    async fn cancel_receiver(&self, guest: &str) {
+        let client = GuestClient::new(guest, self.dirs.guest(guest));
+        // One that is just starting is told when it is there.
         let _ = client.cancel_move().await;
+    }
+
+    /// A guest that was arriving when a former daemon ended has its promise again. There is room
+    /// for it: it is here already.
+    pub(super) fn promise_again(self: &Arc<Self>, open: &Open, pid: u32) -> Reservation {
+        let claim = Claim::of(open.about.move_id, &open.definition, 0);
+        self.inbound.lock().hold(open.attempt, claim, pid);
+        Reservation { daemon: Arc::clone(self), attempt: open.attempt }
+    }
+}
+
+/// A receiver that waits.
+struct Listening {
+    ports: Vec<u16>,
+    fingerprint: String,
+}
+
+impl Listening {
+    fn prepared(self, room_bytes: u64) -> Answer {
+        let Self { ports, fingerprint } = self;
+        Answer::Prepared { ports, fingerprint, room_bytes }
     }
 }
 
@@ -283,119 +262,54 @@ fn is_free(daemon: &Daemon, port: u16) -> bool {
     std::net::UdpSocket::bind(SocketAddr::new(daemon.config.listen.ip(), port)).is_ok()
 }
 
-/// Follows a guest that arrives, until it is known what came of it.
-pub async fn follow(
-    daemon: Arc<Daemon>,
-    client: GuestClient,
-    guest: Uuid,
-    child: Option<Child>,
-    reservation: Option<Reservation>,
-) {
-    if let Some(mut child) = child {
-        // Reaped by a thread: the process lives as long as its guest.
-        let reaper = std::thread::Builder::new().name("reaper".into());
-        if let Err(error) = reaper.spawn(move || child.wait()) {
-            tracing::warn!(%error, "no thread waits for a guest process");
-        }
+/// Waits for a process on a thread: it lives as long as its guest.
+fn reap(mut child: Child) {
+    let reaper = std::thread::Builder::new().name("reaper".into());
+    if let Err(error) = reaper.spawn(move || child.wait()) {
+        tracing::warn!(%error, "no thread waits for a guest process");
     }
-    let mut source = None;
-    let mut told = false;
-    match client.move_events().await {
-        Ok(mut events) => loop {
-            match events.next().await {
-                Ok(Some(MoveEvent::Result(report))) => {
-                    let arrived = report.outcome == Some(MoveOutcome::Moved);
-                    tracing::info!(MOVE = %report.move_id, GUEST = report.guest, arrived, "an arrival ended");
-                    // The source's report says more, and comes later.
-                    if history::read(&daemon.dirs, report.move_id).is_err() {
-                        history::keep(&daemon.dirs, &report);
-                    }
-                    told = true;
-                    break;
-                }
-                Ok(Some(MoveEvent::Words(words))) => {
-                    if source.is_none() {
-                        source = daemon.source_of(guest);
-                    }
-                    let Some(source) = source.clone() else { continue };
-                    let request = Request::Words { guest, words };
-                    daemon.carry(&source, guest, request).await;
-                }
-                Ok(Some(_)) => {}
-                Ok(None) => break,
-                Err(error) => {
-                    tracing::warn!(GUEST = client.name(), %error, "a receiver is gone");
-                    break;
-                }
-            }
-        },
-        Err(error) => tracing::warn!(GUEST = client.name(), %error, "a receiver is not heard"),
-    }
-    drop(reservation);
-    // What a killed receiver leaves is cleared up now, not when somebody looks. Its connection
-    // breaks before its lock is free: all its memory is given back in between.
-    let paths = daemon.dirs.guest(client.name());
-    let lost = Instant::now();
-    while !told && matches!(leftover::life(&paths), Ok(Life::Alive)) && lost.elapsed() < LAUNCH {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    if let Ok(Life::Dead(claim)) = leftover::life(&paths)
-        && let Err(error) = leftover::clean(&daemon.dirs, &paths, claim)
-    {
-        tracing::warn!(GUEST = client.name(), %error, "leftovers of a receiver remain");
-    }
-    daemon.settle(guest).await;
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn expected(name: u8, memory: u64) -> Expected {
-        Expected {
-            name: format!("g{name}"),
-            guest: Uuid::from_u128(name.into()),
-            memory,
-            ports: vec![],
-            move_id: Uuid::nil(),
-        }
+/// Follows a guest that arrives, until it is known what came of it.
+pub async fn receive(
+    daemon: Arc<Daemon>,
+    open: Arc<Open>,
+    begun: Begun,
+    reservation: Option<Reservation>,
+) {
+    // Its receiver is there, whoever is to be told to cancel.
+    if daemon.moves.ordered(open.about.move_id) {
+        daemon.cancel_receiver(&open.about.guest).await;
     }
-
-    proptest! {
-        /// However moves come and go, no more is promised than there is, and no port or name twice.
-        #[test]
-        fn what_is_promised_is_there(
-            steps in proptest::collection::vec((any::<bool>(), 0u8..12, 0u64..60), 1..80),
-        ) {
-            const THERE: u64 = 100;
-            let inbound = Inbound::default();
-            let mut held: Vec<(Uuid, u8, u64)> = Vec::new();
-            for (n, (come, name, memory)) in (0u128..).zip(steps) {
-                if come {
-                    let attempt = Uuid::from_u128(n);
-                    let promised: u64 = held.iter().map(|h| h.2).sum();
-                    let fits = promised + memory <= THERE
-                        && held.iter().all(|h| h.1 != name)
-                        && held.len() < 5;
-                    let got = inbound
-                        .reserve(attempt, expected(name, memory), THERE, (1..=10u16, 2));
-                    prop_assert_eq!(got.is_ok(), fits);
-                    if fits {
-                        held.push((attempt, name, memory));
-                    }
-                } else if !held.is_empty() {
-                    let (attempt, ..) = held.remove(usize::from(name) % held.len());
-                    inbound.release(attempt);
-                }
-                prop_assert_eq!(inbound.reserved(), held.iter().map(|h| h.2).sum::<u64>());
-                let ports: Vec<u16> =
-                    inbound.lock().values().flat_map(|e| e.ports.clone()).collect();
-                let mut once = ports.clone();
-                once.sort_unstable();
-                once.dedup();
-                prop_assert_eq!(once.len(), ports.len());
-            }
+    let about = &open.about;
+    let report = match follow(&daemon, &open, &begun.feed).await {
+        Heard::Result(report) => {
+            MoveReport { started: about.started, options: about.options.clone(), ..*report }
         }
+        Heard::Unknown => daemon.verdict(&open),
+        Heard::Dead(acting) => {
+            tracing::warn!(MOVE = %about.move_id, GUEST = about.guest, "a receiver is dead");
+            let why = format!("the receiving process on {} died", about.to.name);
+            let telling = daemon.tell_of_death(&about.from.name, about.uuid, about.move_id, &why);
+            // A tombstone needs nobody's answer; the source's daemon may be slow to hear of it.
+            tokio::join!(telling, daemon.settle(about.uuid, acting, keeper::PATIENCE));
+            daemon.verdict(&open)
+        }
+    };
+    on_file(&daemon, about).await;
+    drop(reservation);
+    daemon.clear_up(&about.guest);
+    daemon.end_move(&open, &report);
+}
+
+/// Waits until the guest's process has described it or is gone: its memory counts by itself then.
+async fn on_file(daemon: &Daemon, about: &About) {
+    let paths = daemon.dirs.guest(&about.guest);
+    let began = Instant::now();
+    while began.elapsed() < LAUNCH
+        && facts::info(&paths).is_none()
+        && matches!(leftover::life(&paths), Ok(Life::Alive))
+    {
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

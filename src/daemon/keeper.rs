@@ -2,32 +2,54 @@
 //!
 //! A word goes to the process if there is one. If there is none, the engine's
 //! [`Keeper`](migrate_engine::handover::daemon::Keeper) settles, under the journal's lock and by
-//! the rules for the dead, what the process left open, and answers from what is recorded.
+//! the rules for the dead, what the process left open, and answers from what is recorded. There is
+//! one keeper for a guest at a time, whoever asks.
 
-use std::collections::VecDeque;
-use std::sync::Arc;
+pub mod place;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
-use migrate_engine::handover::daemon::{Acting, Keeper};
-use migrate_engine::handover::effect::{Effect, Input, Timer};
-use migrate_engine::handover::message::{Body, Message};
-use migrate_engine::handover::term::{Beside, BootId, HostId, Millis, QuestionId};
+use migrate_engine::handover::effect::{Input, Timer};
+use migrate_engine::handover::journal::Record as Step;
+use migrate_engine::handover::message::{Body, Message, from_ledger};
+use migrate_engine::handover::term::{BootId, HostId};
 use migrate_engine::session::relay;
 use uuid::Uuid;
 
+use self::place::Place;
 use super::peer::{Answer, Request};
-use super::{Daemon, unexpected};
+use super::{Daemon, moves, unexpected};
 use crate::api::client::GuestClient;
-use crate::api::moving::Words;
+use crate::api::moving::{PeerGone, Words};
 use crate::api::{ErrorCode, Failure};
 use crate::config::hex;
 use crate::guest::journal::{self, Journal, JournalError, Whose};
 use crate::guest::moving::rights;
 use crate::host::registry;
 
-/// A switch that is not settled is tried for this long, and again when somebody asks.
-const PATIENCE: Duration = Duration::from_mins(2);
+/// A switch that is not settled is tried for this long without a pause.
+pub const PATIENCE: Duration = Duration::from_mins(2);
+/// Time between two looks at a switch that is not settled.
+const AGAIN: Duration = Duration::from_millis(500);
+/// Time between two tries to settle what could not be settled at once.
+pub const LATER: Duration = Duration::from_secs(30);
+
+/// A keeper's place, shared by those who act for the same guest.
+pub type Acting = Arc<tokio::sync::Mutex<Place>>;
+
+/// The places that are taken.
+#[derive(Debug, Default)]
+pub struct Places(Mutex<BTreeMap<Uuid, Weak<tokio::sync::Mutex<Place>>>>);
+
+/// Who speaks for a guest on this host.
+pub enum Speaker {
+    /// Its process: it holds the journal.
+    Process,
+    /// Its process is dead, or there never was one: we do.
+    Us(Acting),
+}
 
 fn message_of(words: &Words) -> Option<Message> {
     hex::decode(&words.frame).and_then(|frame| relay::decode(&frame))
@@ -48,6 +70,14 @@ fn may_say(message: &Message, from: Uuid, here: Uuid) -> bool {
     }
 }
 
+/// This boot of the host.
+fn boot() -> Result<BootId, Failure> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map_err(|e| unexpected("the boot id", &e))?;
+    let boot = Uuid::parse_str(text.trim()).map_err(|e| unexpected("the boot id", &e))?;
+    Ok(BootId(boot.as_u128()))
+}
+
 impl Daemon {
     /// The process of a guest, if it has one here.
     async fn process_of(&self, guest: Uuid) -> Option<GuestClient> {
@@ -59,6 +89,44 @@ impl Daemon {
             }
         }
         None
+    }
+
+    /// Who speaks for a guest here. Whoever gets [`Speaker::Us`] has the proof that its process is
+    /// dead, and keeps it from being started as long as it holds that.
+    ///
+    /// # Errors
+    /// The journal or the marks cannot be read.
+    pub(super) fn speaker(&self, guest: Uuid) -> Result<Speaker, Failure> {
+        let mut places = self.places.0.lock().unwrap_or_else(PoisonError::into_inner);
+        places.retain(|_, place| place.strong_count() > 0);
+        if let Some(acting) = places.get(&guest).and_then(Weak::upgrade) {
+            return Ok(Speaker::Us(acting));
+        }
+        let journal = match Journal::take(&self.dirs.journal(&guest)) {
+            Ok(journal) => journal,
+            Err(JournalError::Held { .. }) => return Ok(Speaker::Process),
+            Err(error) => return Err(error.into()),
+        };
+        let boot = boot()?;
+        let marks = rights::marks(&self.dirs.marks(&guest), boot)
+            .map_err(|e| unexpected("the marks of the hand-over", &e))?;
+        let last = journal.last();
+        let whose = Whose {
+            uuid: guest,
+            name: last.map_or_else(|| guest.to_string(), |r| r.name.clone()),
+            host_name: last.map_or_else(|| self.host_ref().name, |r| r.host.clone()),
+            host: HostId(self.id.as_u128()),
+            boot,
+        };
+        let definition = moves::record::definition_of(&self.dirs, guest).or_else(|| {
+            super::inbound::facts::info(&self.dirs.guest(&whose.name))
+                .filter(|info| info.uuid == guest)
+                .map(|info| info.definition)
+        });
+        let place = Place::take(journal, whose, marks, definition);
+        let acting = Arc::new(tokio::sync::Mutex::new(place));
+        places.insert(guest, Arc::downgrade(&acting));
+        Ok(Speaker::Us(acting))
     }
 
     /// Delivers a word that the host `from` says; answers what there is to say to it at once.
@@ -81,14 +149,33 @@ impl Daemon {
         {
             return Ok(None);
         }
-        let Some(mut acting) = self.act_for(guest)? else { return Ok(None) };
-        let said = acting.take(Input::Heard(message), self);
-        Ok(said.iter().find_map(words_of))
+        let acting = match self.speaker(guest)? {
+            Speaker::Us(acting) => acting,
+            // The switch is over for it; what is on record stays true.
+            Speaker::Process => return Ok(self.on_record(guest, &message)),
+        };
+        let (said, settled) = {
+            let mut place = acting.lock().await;
+            (place.hear(Input::Heard(message)).await, place.is_settled())
+        };
+        if !settled {
+            let daemon = Arc::clone(self);
+            tokio::spawn(async move { daemon.settle(guest, acting, PATIENCE).await });
+        }
+        // The answer is what was said last: before it may stand what was to be said anyway.
+        Ok(said.iter().rev().find_map(words_of))
+    }
+
+    /// The answer to a word about a switch that is settled here.
+    fn on_record(&self, guest: Uuid, message: &Message) -> Option<Words> {
+        let record = journal::read(&self.dirs.journal(&guest)).ok()??;
+        record.ledger.ended(message.switch.id)?;
+        from_ledger(&record.ledger, message).as_ref().and_then(words_of)
     }
 
     /// Carries a word to another host, and what that says to it back to the process.
-    pub(super) async fn carry(self: &Arc<Self>, host: &str, guest: Uuid, request: Request) {
-        match self.ask(host, request).await {
+    pub(super) async fn carry(self: &Arc<Self>, host: &str, guest: Uuid, words: Words) {
+        match self.ask(host, Request::Words { guest, words }).await {
             Ok(told) => {
                 if let Answer::Words(Some(words)) = told.answer
                     && let Some(client) = self.process_of(guest).await
@@ -102,70 +189,36 @@ impl Daemon {
         }
     }
 
-    /// The host from which a guest comes, as its journal says.
-    pub(super) fn source_of(&self, guest: Uuid) -> Option<String> {
-        let record = journal::read(&self.dirs.journal(&guest)).ok()??;
-        let switch = record.ledger.now()?.switch()?;
-        self.name_of(Uuid::from_u128(switch.from.0))
-    }
-
-    /// Takes the place of a guest's process, if it is dead and has a journal.
-    fn act_for(self: &Arc<Self>, guest: Uuid) -> Result<Option<Place>, Failure> {
-        let dir = self.dirs.journal(&guest);
-        let Some(record) = journal::read(&dir)? else { return Ok(None) };
-        let journal = match Journal::take(&dir) {
-            Ok(journal) => journal,
-            // It lives.
-            Err(JournalError::Held { .. }) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
-            .map_err(|e| unexpected("the boot id", &e))?;
-        let boot = Uuid::parse_str(text.trim()).map_err(|e| unexpected("the boot id", &e))?;
-        let boot = BootId(boot.as_u128());
-        let marks = rights::marks(&self.dirs.marks(&guest), boot)
-            .map_err(|e| unexpected("the marks of the hand-over", &e))?;
-        let whose = Whose {
-            uuid: guest,
-            name: record.name.clone(),
-            host_name: record.host.clone(),
-            host: HostId(self.id.as_u128()),
-            boot,
-        };
-        let question = QuestionId(Uuid::new_v4().as_u128());
+    /// Settles what the dead process of a guest left open; asks the other side as often as it
+    /// takes, for this long. Says whether it is settled.
+    pub(super) async fn settle(
+        self: &Arc<Self>,
+        guest: Uuid,
+        acting: Acting,
+        patience: Duration,
+    ) -> bool {
         let began = Instant::now();
-        let (keeper, first) = Keeper::adopt(record.ledger, boot, marks, question, false, Millis(0));
-        Ok(Some(Place { journal, whose, began, keeper: Some(keeper), first }))
-    }
-
-    /// Settles what the process of a guest left open, if it is dead; asks the other side as often
-    /// as it takes, within bounds.
-    pub(super) async fn settle(self: &Arc<Self>, guest: Uuid) {
-        let mut place = match self.act_for(guest) {
-            Ok(Some(place)) => place,
-            Ok(None) => return,
-            Err(failure) => return tracing::warn!(%failure, "a hand-over is not settled"),
-        };
-        let mut queue: VecDeque<Input> = VecDeque::new();
-        let first = std::mem::take(&mut place.first);
-        let mut said = place.perform(first, self);
-        while place.began.elapsed() < PATIENCE {
+        let mut said = acting.lock().await.go_on().await;
+        loop {
             for message in std::mem::take(&mut said) {
+                // Not under the place's lock: the other side may be asking us.
                 if let Some(heard) = self.tell(guest, &message).await {
-                    queue.push_back(Input::Heard(heard));
+                    said.extend(acting.lock().await.hear(Input::Heard(heard)).await);
                 }
             }
-            if let Some(input) = queue.pop_front() {
-                said.extend(place.take(input, self));
+            if !said.is_empty() {
                 continue;
             }
-            if place.is_settled() {
-                return;
+            if acting.lock().await.is_settled() {
+                return true;
             }
-            tokio::time::sleep(Duration::from_millis(500)).await;
-            said.extend(place.take(Input::Timer(Timer::Again), self));
+            if began.elapsed() >= patience {
+                tracing::info!(%guest, "a hand-over is not settled yet");
+                return false;
+            }
+            tokio::time::sleep(AGAIN).await;
+            said = acting.lock().await.hear(Input::Timer(Timer::Again)).await;
         }
-        tracing::warn!(%guest, "a hand-over is not settled: the other host does not answer");
     }
 
     /// Says a word to the other side, and hears what it says to it.
@@ -181,86 +234,58 @@ impl Daemon {
             _ => None,
         }
     }
-}
 
-/// The place of a dead process: its journal, locked, and the keeper who decides.
-struct Place {
-    journal: Journal,
-    whose: Whose,
-    began: Instant,
-    keeper: Option<Keeper>,
-    /// What it decided at once, not done yet.
-    first: Vec<Effect>,
-}
-
-impl Place {
-    fn now(&self) -> Millis {
-        Millis(u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX))
-    }
-
-    fn is_settled(&self) -> bool {
-        self.keeper
-            .as_ref()
-            .is_none_or(|k| matches!(k.acting(), Acting::Settled | Acting::Superseded(_)))
-    }
-
-    /// Takes an input; answers what is to be said.
-    fn take(&mut self, input: Input, daemon: &Daemon) -> Vec<Message> {
-        let first = std::mem::take(&mut self.first);
-        let mut said = self.perform(first, daemon);
-        said.extend(self.step(input, daemon));
-        said
-    }
-
-    fn step(&mut self, input: Input, daemon: &Daemon) -> Vec<Message> {
-        let now = self.now();
-        let Some(keeper) = self.keeper.take() else { return Vec::new() };
-        match keeper.step(input, now) {
-            Ok((keeper, effects)) => {
-                self.keeper = Some(keeper);
-                self.perform(effects, daemon)
+    /// Settles what guests left open that have neither a process nor a record of their move here:
+    /// after a reboot, for example.
+    pub(super) async fn settle_all(self: Arc<Self>) {
+        loop {
+            for guest in self.open_journals() {
+                let Ok(Speaker::Us(acting)) = self.speaker(guest) else { continue };
+                if self.settle(guest, acting, AGAIN).await {
+                    self.settled(guest);
+                }
             }
-            Err(error) => {
-                tracing::error!(%error, "the journal does not allow what was decided");
-                Vec::new()
-            }
+            tokio::time::sleep(LATER).await;
         }
     }
 
-    fn perform(&mut self, effects: Vec<Effect>, daemon: &Daemon) -> Vec<Message> {
-        let mut said = Vec::new();
-        for effect in effects {
-            match effect {
-                Effect::Send(message) => said.push(message),
-                Effect::Record(record) => {
-                    let done = self.journal.step(&self.whose, record, None, Timestamp::now());
-                    let answer = match done {
-                        Ok(()) => {
-                            tracing::info!(
-                                GUEST = self.whose.name,
-                                ?record,
-                                "a hand-over is settled"
-                            );
-                            Input::Recorded(record)
-                        }
-                        Err(error) => {
-                            tracing::error!(%error, "the journal cannot be written");
-                            // Tried again when somebody asks again.
-                            return said;
-                        }
-                    };
-                    said.extend(self.step(answer, daemon));
-                }
-                // A daemon has no disks open. The next start takes the locks and reads what stands
-                // beside them, and is refused if another host ran the guest since.
-                Effect::TakeOwner => {
-                    said.extend(self.step(Input::OwnerTaken(Beside::NOTHING), daemon));
-                }
-                // Timers are this module's own; locks go with the open files; nothing is run here.
-                _ => {}
-            }
+    /// Guests whose journal has an open switch, and that nobody follows.
+    fn open_journals(&self) -> Vec<Uuid> {
+        let Ok(entries) = std::fs::read_dir(self.dirs.state.join("journal")) else {
+            return Vec::new();
+        };
+        let guests = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
+        let open = |guest: &Uuid| {
+            let record = journal::read(&self.dirs.journal(guest)).ok().flatten();
+            let now = record.as_ref().and_then(|r| r.ledger.now());
+            matches!(now, Some(Step::Offered(_) | Step::Ceded(_) | Step::Receiving(_)))
+        };
+        guests.filter(|guest| !self.moves.follows(*guest) && open(guest)).collect()
+    }
+
+    /// Tells the host on the other side of a move that the guest's process here is dead.
+    pub(super) async fn tell_of_death(&self, host: &str, guest: Uuid, move_id: Uuid, why: &str) {
+        let gone = PeerGone { why: why.to_owned() };
+        if let Err(failure) = self.ask(host, Request::ProcessGone { guest, move_id, gone }).await {
+            tracing::warn!(MOVE = %move_id, host, %failure, "it was not told of the death of a process");
         }
-        said
+    }
+
+    /// The host `from`, on the other side of a move, says that its process is dead.
+    pub(super) async fn heard_of_death(
+        &self,
+        from: &str,
+        (guest, move_id): (Uuid, Uuid),
+        gone: &PeerGone,
+    ) -> Result<(), Failure> {
+        let Some(name) = self.moves.guest_with(move_id, guest, from) else {
+            let what = "it is not on the other side of such a move";
+            return Err(Failure::new(ErrorCode::NotFound, what, "see the logs of both daemons"));
+        };
+        tracing::warn!(MOVE = %move_id, GUEST = name, from, why = gone.why, "the other process is dead");
+        let client = GuestClient::new(&name, self.dirs.guest(&name));
+        client.peer_gone(gone).await.map_err(|e| client.failure(e))?;
+        Ok(())
     }
 }
 

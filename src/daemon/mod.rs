@@ -7,8 +7,8 @@
 //! | [`identity`] | key, certificate, CA, known hosts: the files |
 //! | [`joining`] | `host init` and `host join` |
 //! | [`peer`], [`peers`] | what daemons say to each other, and how it is carried |
-//! | [`moves`] | moves away from here: begun, followed, kept in history |
-//! | [`inbound`] | moves to here: room reserved, receivers started and cleared up |
+//! | [`moves`] | moves: begun, followed, on record until they end; how one away from here goes |
+//! | [`inbound`] | moves to here: room reserved, receivers started, followed, cleared up |
 //! | [`keeper`] | answers for guest processes that are gone |
 //! | [`history`] | reports of moves, as files |
 //! | [`check`] | what is well and what is not between two hosts |
@@ -64,6 +64,7 @@ struct Daemon {
     net: RwLock<Net>,
     moves: moves::Moves,
     inbound: inbound::Inbound,
+    places: keeper::Places,
 }
 
 /// This host among others; nothing before it has an identity.
@@ -102,15 +103,17 @@ async fn serve(dirs: &Dirs) -> Result<(), Failure> {
             "use it: migrate host show",
         ));
     };
+    let config = Config::read(&dirs.config.join("host.toml"))?;
     let daemon = Arc::new(Daemon {
         dirs: dirs.clone(),
-        config: Config::read(&dirs.config.join("host.toml"))?,
+        inbound: inbound::Inbound::new(config.limits.clone()),
+        config,
         files: Files::new(dirs),
         id: host_id(dirs)?,
         started: Timestamp::now(),
         net: RwLock::default(),
         moves: moves::Moves::default(),
-        inbound: inbound::Inbound::default(),
+        places: keeper::Places::default(),
     });
     let listener = bind(&dirs.daemon_socket())?;
     daemon.go_online()?;
@@ -283,24 +286,33 @@ impl Daemon {
         }
     }
 
-    /// Goes on with what guest processes were doing before this daemon began.
+    /// Goes on with the moves that a former daemon left, and settles what guest processes left
+    /// that are gone.
     fn adopt(self: &Arc<Self>) {
-        let Ok(names) = crate::host::registry::names(&self.dirs) else { return };
-        for name in names {
-            let daemon = Arc::clone(self);
-            tokio::spawn(async move { daemon.adopt_guest(name).await });
+        for open in moves::record::all(&self.dirs) {
+            let open = Arc::new(open);
+            let id = open.about.move_id;
+            match self.begin_move(&open) {
+                Ok(begun) => {
+                    tracing::info!(MOVE = %id, GUEST = open.about.guest, "a move is followed again");
+                    tokio::spawn(Arc::clone(self).adopt_move(open, begun));
+                }
+                Err(failure) => tracing::error!(MOVE = %id, %failure, "a move is not followed"),
+            }
         }
+        tokio::spawn(Arc::clone(self).settle_all());
     }
 
-    async fn adopt_guest(self: Arc<Self>, name: String) {
-        use crate::api::GuestState;
-        let client = crate::api::client::GuestClient::new(&name, self.dirs.guest(&name));
-        let Ok(info) = client.info_async(Duration::from_secs(5)).await else { return };
-        if info.state == GuestState::Arriving {
-            inbound::follow(self, client, info.uuid, None, None).await;
-        } else {
-            moves::readopt(self, client, info.uuid).await;
+    async fn adopt_move(self: Arc<Self>, open: Arc<moves::record::Open>, begun: moves::Begun) {
+        if open.direction == moves::record::Direction::Out {
+            return moves::outbound::go_on(self, open, begun).await;
         }
+        let name = &open.about.guest;
+        let client = crate::api::client::GuestClient::new(name, self.dirs.guest(name));
+        let info = client.info_async(Duration::from_secs(5)).await.ok();
+        let ours = info.filter(|info| info.uuid == open.about.uuid);
+        let promise = ours.map(|info| self.promise_again(&open, info.pid));
+        inbound::receive(self, open, begun, promise).await;
     }
 }
 

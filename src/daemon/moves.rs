@@ -1,47 +1,53 @@
-//! Moves away from this host: begun, followed to their end, and kept in history. One at a time
-//! for each guest. A move goes on in the guest's process whatever happens here.
+//! Moves in both directions: which go on, who may begin one, what those hear who watch. A move
+//! goes on in the guest's process whatever happens here.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`outbound`] | gives a guest away: agrees, orders, follows, concludes |
+//! | [`follow`] | hears a guest process, and carries its words |
+//! | [`record`] | what a restarted daemon must know of moves that have not ended |
+//! | [`plan`] | what a move would be like |
+
+pub mod follow;
+pub mod outbound;
+pub mod plan;
+pub mod record;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use migrate_engine::handover::journal::Record as Step;
-use migrate_engine::transport::identity::{Ephemeral, Right};
-use migrate_engine::transport::quic::socket::path_payload;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
-use super::peer::{Answer, Prepare, Request};
-use super::peers::Told;
-use super::{Daemon, history, host_name, unexpected};
-use crate::api::client::{CallError, GuestClient};
-use crate::api::host::{MovePlan, MoveRequest};
-use crate::api::moving::{
-    Bandwidth, DataEnd, HostRef, MoveEvent, MoveOutcome, MovePhase, MoveReport, MoveStart,
-};
-use crate::api::{ErrorBody, ErrorCode, Failure, GuestInfo, GuestState};
-use crate::config::hex;
+use self::record::{Direction, Open};
+use super::{Daemon, history};
+use crate::api::client::GuestClient;
+use crate::api::moving::{MoveEvent, MoveOutcome, MovePhase, MoveReport};
+use crate::api::{ErrorBody, ErrorCode, Failure, GuestState};
 use crate::guest::journal;
 use crate::guest::moving::feed::Feed;
-use crate::guest::moving::report::About;
-use crate::host::registry;
+use crate::host::leftover::{self, Life};
 
-/// How long a guest process may take to tell of itself.
-const LOOK: Duration = Duration::from_secs(5);
-/// Bandwidth that a prediction counts on where nothing was measured, bytes per second.
-const ASSUMED: u64 = 500 << 20;
+/// How long a process that is dead may take to let go of everything.
+const DYING: Duration = Duration::from_secs(10);
 /// Moves that ended and can still be listened to.
 const REMEMBERED: usize = 64;
 
-/// A move from here, that goes on or has ended lately.
-#[derive(Clone, Debug)]
+/// A move that goes on or has ended lately.
+#[derive(Debug)]
 struct Entry {
-    about: Arc<About>,
+    open: Arc<Open>,
     feed: Feed,
+    /// For its age; older ones are forgotten first.
     began: Instant,
     ended: bool,
+    /// The guest's process has its order, and can be told to cancel.
+    ordered: bool,
+    /// Somebody wants it cancelled.
+    cancel: watch::Sender<bool>,
 }
 
 /// All of them.
@@ -51,22 +57,39 @@ pub struct Moves {
     changed: Notify,
 }
 
+/// What a move that has just begun is told with, and hears.
+#[derive(Debug)]
+pub struct Begun {
+    /// Tells those who watch.
+    pub feed: Feed,
+    /// Whether somebody wants it cancelled.
+    pub cancel: watch::Receiver<bool>,
+}
+
 impl Moves {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Uuid, Entry>> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Number of those that go on.
-    pub fn running(&self) -> u32 {
-        let running = self.lock().values().filter(|e| !e.ended).count();
-        u32::try_from(running).unwrap_or(u32::MAX)
+    fn going<T>(&self, look: impl Fn(&Entry) -> Option<T>) -> Vec<T> {
+        self.lock().values().filter(|e| !e.ended).filter_map(look).collect()
     }
 
-    /// Takes the guest for this move, or says what is in the way.
-    fn claim(&self, about: Arc<About>) -> Result<Feed, Failure> {
+    /// Number of those away from here that go on.
+    pub fn running(&self) -> u32 {
+        let out = self.going(|e| (e.open.direction == Direction::Out).then_some(()));
+        u32::try_from(out.len()).unwrap_or(u32::MAX)
+    }
+
+    /// A move begins, or what is in the way. A guest leaves in one move at a time.
+    fn claim(&self, open: &Arc<Open>) -> Result<Begun, Failure> {
         let mut all = self.lock();
-        if let Some(other) = all.values().find(|e| !e.ended && e.about.uuid == about.uuid) {
-            let other = &other.about;
+        let out = |e: &&Entry| !e.ended && e.open.direction == Direction::Out;
+        let same = |e: &&Entry| e.open.about.uuid == open.about.uuid;
+        if open.direction == Direction::Out
+            && let Some(other) = all.values().filter(out).find(same)
+        {
+            let other = &other.open.about;
             return Err(Failure::new(
                 ErrorCode::Busy,
                 format!(
@@ -78,15 +101,40 @@ impl Moves {
             .retryable());
         }
         let feed = Feed::default();
-        let id = about.move_id;
-        let entry = Entry { about, feed: feed.clone(), began: Instant::now(), ended: false };
-        all.insert(id, entry);
+        let (cancel, wanted) = watch::channel(false);
+        let entry = Entry {
+            open: Arc::clone(open),
+            feed: feed.clone(),
+            began: Instant::now(),
+            ended: false,
+            ordered: false,
+            cancel,
+        };
+        all.insert(open.about.move_id, entry);
         while all.len() > REMEMBERED {
             let oldest = all.iter().filter(|(_, e)| e.ended).min_by_key(|(_, e)| e.began);
             let Some(oldest) = oldest.map(|(id, _)| *id) else { break };
             all.remove(&oldest);
         }
-        Ok(feed)
+        Ok(Begun { feed, cancel: wanted })
+    }
+
+    /// The guest's process has its order. Says whether somebody wanted it cancelled before: then
+    /// the process has not heard of it.
+    pub fn ordered(&self, id: Uuid) -> bool {
+        let mut all = self.lock();
+        let Some(entry) = all.get_mut(&id) else { return false };
+        entry.ordered = true;
+        *entry.cancel.borrow()
+    }
+
+    /// Somebody wants it cancelled. Answers the guest, if its process must be told.
+    fn cancel(&self, id: Uuid) -> Option<Cancelling> {
+        let all = self.lock();
+        let entry = all.get(&id).filter(|e| !e.ended)?;
+        entry.cancel.send_replace(true);
+        let guest = entry.open.about.guest.clone();
+        Some(if entry.ordered { Cancelling::Told(guest) } else { Cancelling::Preparing })
     }
 
     /// What can be listened to of a move.
@@ -94,38 +142,41 @@ impl Moves {
         self.lock().get(&id).map(|e| e.feed.clone())
     }
 
+    /// Whether a move of this guest goes on.
+    pub fn follows(&self, guest: Uuid) -> bool {
+        !self.going(|e| (e.open.about.uuid == guest).then_some(())).is_empty()
+    }
+
+    /// Name here of the guest of a move that goes on with that host on its other side.
+    pub fn guest_with(&self, id: Uuid, guest: Uuid, other: &str) -> Option<String> {
+        let all = self.lock();
+        let entry = all.get(&id).filter(|e| !e.ended)?;
+        let fits = entry.open.about.uuid == guest && entry.open.other() == other;
+        fits.then(|| entry.open.about.guest.clone())
+    }
+
     /// A report of each move that goes on, latest first.
     pub fn going_on(&self) -> Vec<MoveReport> {
-        let all = self.lock();
-        let mut reports: Vec<MoveReport> = all
-            .values()
-            .filter(|e| !e.ended)
-            .map(|e| {
-                let phase = e.feed.phase().unwrap_or(MovePhase::Preparing);
-                MoveReport {
-                    total_ms: e.began.elapsed().as_secs_f64() * 1000.0,
-                    ..e.about.blank(phase)
-                }
-            })
-            .collect();
+        let now = Timestamp::now();
+        let mut reports = self.going(|e| {
+            let phase = e.feed.phase().unwrap_or(MovePhase::Preparing);
+            let about = &e.open.about;
+            Some(MoveReport { total_ms: since(about.started, now), ..about.blank(phase) })
+        });
         reports.sort_by_key(|r| std::cmp::Reverse(r.started));
         reports
     }
 
     /// What each of the moves with a budget may use: they share the smallest that was asked for.
     fn shares(&self) -> Vec<(String, u64)> {
-        let all = self.lock();
-        let limited = || {
-            let running = all.values().filter(|e| !e.ended);
-            running.filter_map(|e| Some((e, e.about.options.bandwidth_bytes_per_s?)))
-        };
-        let Some(budget) = limited().map(|(_, rate)| rate).min() else { return Vec::new() };
-        let share = (budget / limited().count().max(1) as u64).max(1);
-        limited().map(|(e, _)| (e.about.guest.clone(), share)).collect()
-    }
-
-    fn guest_of(&self, id: Uuid) -> Option<String> {
-        self.lock().get(&id).filter(|e| !e.ended).map(|e| e.about.guest.clone())
+        let limited = self.going(|e| {
+            let about = &e.open.about;
+            let rate = about.options.bandwidth_bytes_per_s?;
+            (e.open.direction == Direction::Out).then(|| (about.guest.clone(), rate))
+        });
+        let Some(budget) = limited.iter().map(|(_, rate)| *rate).min() else { return Vec::new() };
+        let share = (budget / limited.len().max(1) as u64).max(1);
+        limited.into_iter().map(|(guest, _)| (guest, share)).collect()
     }
 
     /// The move has ended with this report.
@@ -138,200 +189,17 @@ impl Moves {
     }
 }
 
-/// The guest, which must have a process here.
-async fn find(daemon: &Daemon, name: &str) -> Result<(GuestClient, GuestInfo), Failure> {
-    let client = registry::locate(&daemon.dirs, name)?;
-    let info = client.info_async(LOOK).await.map_err(|e| client.failure(e))?;
-    Ok((client, info))
+/// Who cancels a move.
+enum Cancelling {
+    /// Nobody yet is to be told but the task that prepares it.
+    Preparing,
+    /// The process of this guest.
+    Told(String),
 }
 
-/// Begins a move; answers its id. It goes on in a task.
-pub async fn begin(daemon: &Arc<Daemon>, request: MoveRequest) -> Result<Uuid, Failure> {
-    let (client, info) = find(daemon, &request.guest).await?;
-    let to = target(daemon, &request.to)?;
-    let about = Arc::new(About {
-        move_id: Uuid::new_v4(),
-        guest: info.name.clone(),
-        uuid: info.uuid,
-        from: daemon.host_ref(),
-        to,
-        started: Timestamp::now(),
-        options: request.options.clone(),
-        memory_bytes: info.memory_bytes,
-    });
-    let feed = loop {
-        let changed = daemon.moves.changed.notified();
-        match daemon.moves.claim(Arc::clone(&about)) {
-            Err(failure) if request.wait && failure.0.code == ErrorCode::Busy => changed.await,
-            claimed => break claimed?,
-        }
-    };
-    let id = about.move_id;
-    tracing::info!(MOVE = %id, GUEST = about.guest, to = about.to.name, "a move begins");
-    phase(&feed, &about, MovePhase::Preparing);
-    let daemon = Arc::clone(daemon);
-    tokio::spawn(async move {
-        let began = Instant::now();
-        let report = match order(&daemon, &client, &info, &about).await {
-            Ok(()) => {
-                share_bandwidth(&daemon).await;
-                follow(&daemon, &client, &about, &feed).await
-            }
-            Err(failure) => failed(&about, failure),
-        };
-        finish(&daemon, report, began).await;
-    });
-    Ok(id)
-}
-
-fn phase(feed: &Feed, about: &About, phase: MovePhase) {
-    let (move_id, guest) = (about.move_id, about.guest.clone());
-    feed.tell(&MoveEvent::Phase { move_id, guest, phase });
-}
-
-/// The host to move to, which must be another one that may receive from here.
-fn target(daemon: &Daemon, name: &str) -> Result<HostRef, Failure> {
-    let identity = daemon.identity();
-    daemon.dialler()?;
-    let parsed = host_name(name)?;
-    if identity.as_ref().is_some_and(|i| *i.host.name() == parsed) {
-        return Err(Failure::new(
-            ErrorCode::Usage,
-            format!("'{name}' is this host: the guest is there already"),
-            "name another host: migrate host ls",
-        ));
-    }
-    let known = daemon.known(name)?;
-    if !identity.is_some_and(|i| i.site.rights(&parsed).has(Right::Receive)) {
-        return Err(Failure::new(
-            ErrorCode::HostRefused,
-            format!("host '{name}' has not the right to receive guests from here"),
-            "grant it in site.json: migrate help files",
-        ));
-    }
-    Ok(HostRef { id: known.id.unwrap_or_default(), name: name.to_owned() })
-}
-
-fn lanes(about: &About) -> u8 {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    about.options.lanes.unwrap_or_else(|| u8::try_from((cores / 2).clamp(1, 4)).unwrap_or(1))
-}
-
-/// Divides the bandwidth anew, when a move has begun or ended.
-async fn share_bandwidth(daemon: &Daemon) {
-    for (guest, share) in daemon.moves.shares() {
-        let client = GuestClient::new(&guest, daemon.dirs.guest(&guest));
-        // One that has not begun or has ended does not need it.
-        let _ = client.move_bandwidth(Bandwidth { bytes_per_s: Some(share) }).await;
-    }
-}
-
-/// Has the other host get ready, and gives the guest's process its order.
-async fn order(
-    daemon: &Arc<Daemon>,
-    client: &GuestClient,
-    info: &GuestInfo,
-    about: &About,
-) -> Result<(), Failure> {
-    let own = Ephemeral::generate().map_err(|e| unexpected("a certificate", &e))?;
-    let address = super::peers::resolve(&daemon.known(&about.to.name)?.address).await?;
-    let local = daemon.config.migration_address;
-    let payload = path_payload(address, local).unwrap_or(1200);
-    let attempt = Uuid::new_v4();
-    let prepare = Prepare {
-        move_id: about.move_id,
-        attempt,
-        definition: info.definition.clone(),
-        fingerprint: own.fingerprint().to_string(),
-        lanes: lanes(about),
-        payload,
-        dry_run: false,
-    };
-    let told = daemon.ask(&about.to.name, Request::Prepare(Box::new(prepare))).await?;
-    let Told { host, address, answer, .. } = told;
-    let Answer::Prepared { ports, fingerprint, .. } = answer else {
-        return Err(unexpected("the other daemon", &"it answered something else"));
-    };
-    let (certificate, key) = own.to_der();
-    let start = MoveStart {
-        move_id: about.move_id,
-        attempt,
-        from: about.from.clone(),
-        to: host,
-        addresses: ports.iter().map(|port| SocketAddr::new(address.ip(), *port)).collect(),
-        local,
-        end: DataEnd {
-            certificate: hex::encode(certificate),
-            key: hex::encode(key),
-            peer: fingerprint,
-            payload,
-        },
-        options: about.options.clone(),
-    };
-    if let Err(error) = client.start_move(&start).await {
-        let abandoned = daemon.ask(&about.to.name, Request::Abandon { attempt }).await;
-        if let Err(failure) = abandoned {
-            tracing::warn!(MOVE = %about.move_id, %failure, "the receiver waits in vain for a minute");
-        }
-        return Err(client.failure(error));
-    }
-    Ok(())
-}
-
-/// Follows the guest's process to the move's result.
-async fn follow(
-    daemon: &Arc<Daemon>,
-    client: &GuestClient,
-    about: &About,
-    feed: &Feed,
-) -> MoveReport {
-    let mut events = match client.move_events().await {
-        Ok(events) => events,
-        Err(error) => return lost(daemon, about, &error).await,
-    };
-    loop {
-        match events.next().await {
-            Ok(Some(MoveEvent::Result(report))) => {
-                return MoveReport {
-                    started: about.started,
-                    to: HostRef { name: about.to.name.clone(), ..report.to.clone() },
-                    ..*report
-                };
-            }
-            Ok(Some(MoveEvent::Words(words))) => {
-                let request = Request::Words { guest: about.uuid, words };
-                daemon.carry(&about.to.name, about.uuid, request).await;
-            }
-            Ok(Some(event)) => feed.tell(&event),
-            Ok(None) => {
-                return lost(daemon, about, &CallError::Lost("no result came".into())).await;
-            }
-            Err(error) => return lost(daemon, about, &error).await,
-        }
-    }
-}
-
-/// The guest's process is gone in the middle: what became of the guest stands in its journal.
-async fn lost(daemon: &Arc<Daemon>, about: &About, error: &CallError) -> MoveReport {
-    tracing::error!(MOVE = %about.move_id, GUEST = about.guest, %error, "the guest's process is gone");
-    daemon.settle(about.uuid).await;
-    let record = journal::read(&daemon.dirs.journal(&about.uuid)).ok().flatten();
-    let (outcome, error) = match record.as_ref().and_then(|r| r.ledger.now()) {
-        Some(Step::Ceded(_) | Step::Moved(_)) => (MoveOutcome::Moved, None),
-        Some(Step::Offered(_)) => {
-            let message = "the guest's process died in the middle of the hand-over, and the other \
-                           host does not answer: whose the guest is, is not settled";
-            let remedy = format!("bring {} back; then it settles by itself", about.to.name);
-            (MoveOutcome::InDoubt, Some(body(ErrorCode::InDoubt, message, &remedy, None)))
-        }
-        _ => {
-            let message = "the guest's process died while the guest was being moved";
-            let remedy = format!("start it again: migrate start {}", about.guest);
-            let state = Some(GuestState::Stopped);
-            (MoveOutcome::Kept, Some(body(ErrorCode::MoveFailed, message, &remedy, state)))
-        }
-    };
-    MoveReport { outcome: Some(outcome), error, ..about.blank(MovePhase::Ended) }
+#[expect(clippy::cast_precision_loss, reason = "a duration for people")]
+fn since(started: Timestamp, now: Timestamp) -> f64 {
+    now.duration_since(started).as_micros().max(0) as f64 / 1000.0
 }
 
 fn body(code: ErrorCode, message: &str, remedy: &str, state: Option<GuestState>) -> ErrorBody {
@@ -344,127 +212,115 @@ fn body(code: ErrorCode, message: &str, remedy: &str, state: Option<GuestState>)
     }
 }
 
-/// Nothing has begun.
-fn failed(about: &About, failure: Failure) -> MoveReport {
-    let failure = failure.with_state(GuestState::Running);
-    let outcome = Some(MoveOutcome::Kept);
-    MoveReport { outcome, error: Some(*failure.0), ..about.blank(MovePhase::Ended) }
-}
+impl Daemon {
+    /// A move begins: it is on record, and can be watched.
+    pub(super) fn begin_move(&self, open: &Arc<Open>) -> Result<Begun, Failure> {
+        let begun = self.moves.claim(open)?;
+        if let Err(error) = record::keep(&self.dirs, open) {
+            let failure = Failure::new(
+                ErrorCode::File,
+                format!("the move cannot be put on record, so it was not begun: {error}"),
+                "make room in the state directory, and check that it is writable",
+            );
+            let failed = outbound::failed(&open.about, failure.clone());
+            self.moves.end(&failed);
+            return Err(failure);
+        }
+        let (move_id, guest) = (open.about.move_id, open.about.guest.clone());
+        begun.feed.tell(&MoveEvent::Phase { move_id, guest, phase: MovePhase::Preparing });
+        Ok(begun)
+    }
 
-/// Keeps the report here and at the other host, and tells who waits.
-async fn finish(daemon: &Arc<Daemon>, report: MoveReport, began: Instant) {
-    let total_ms = began.elapsed().as_secs_f64() * 1000.0;
-    let mut phases = report.phases.clone();
-    if !phases.iter().any(|(phase, _)| *phase == MovePhase::Preparing) {
-        let known: f64 = phases.iter().map(|(_, ms)| ms).sum();
-        phases.insert(0, (MovePhase::Preparing, (total_ms - known).max(0.0)));
+    /// A move has ended, as far as this host knows: its report is kept, and those who watch hear
+    /// it. One that is in doubt stays on record.
+    pub(super) fn end_move(&self, open: &Open, report: &MoveReport) {
+        tracing::info!(MOVE = %report.move_id, GUEST = report.guest, outcome = ?report.outcome,
+            error = report.error.as_ref().map(|e| e.message.as_str()), "a move ended");
+        // The source's report says more than ours, and may have come before.
+        let out = open.direction == Direction::Out;
+        if out || !history::read(&self.dirs, report.move_id).is_ok_and(|r| r.ended.is_some()) {
+            history::keep(&self.dirs, report);
+        }
+        if report.outcome != Some(MoveOutcome::InDoubt) {
+            record::remove(&self.dirs, report.move_id);
+        }
+        self.moves.end(report);
     }
-    let report = MoveReport { ended: Some(Timestamp::now()), total_ms, phases, ..report };
-    tracing::info!(MOVE = %report.move_id, GUEST = report.guest, outcome = ?report.outcome,
-        error = report.error.as_ref().map(|e| e.message.as_str()), "a move ended");
-    history::keep(&daemon.dirs, &report);
-    daemon.moves.end(&report);
-    share_bandwidth(daemon).await;
-    let copy = Request::Report(Box::new(report.clone()));
-    if let Err(failure) = daemon.ask(&report.to.name, copy).await {
-        tracing::debug!(%failure, "the other host did not get the report");
-    }
-}
 
-/// Goes on with a move that its guest's process made while no daemon was here.
-pub async fn readopt(daemon: Arc<Daemon>, client: GuestClient, guest: Uuid) {
-    let Ok(mut events) = client.move_events().await else { return };
-    let Ok(Some(MoveEvent::Phase { move_id, .. })) = events.next().await else { return };
-    if history::read(&daemon.dirs, move_id).is_ok() {
-        return;
+    /// What the journal says of a move whose process is dead.
+    pub(super) fn verdict(&self, open: &Open) -> MoveReport {
+        let about = &open.about;
+        let record = journal::read(&self.dirs.journal(&about.uuid)).ok().flatten();
+        let now = record.as_ref().and_then(|r| r.ledger.now());
+        let (outcome, error) = match (open.direction, now) {
+            (Direction::Out, Some(Step::Ceded(_) | Step::Moved(_)))
+            | (Direction::In, Some(Step::Owner { .. })) => (MoveOutcome::Moved, None),
+            (_, Some(Step::Offered(_) | Step::Receiving(_))) => {
+                let what = "the guest's process died in the middle of the hand-over, and the other \
+                            host does not answer: whose the guest is, is not settled";
+                let remedy = format!("bring {} back; then it settles by itself", open.other());
+                (MoveOutcome::InDoubt, Some(body(ErrorCode::InDoubt, what, &remedy, None)))
+            }
+            (Direction::Out, _) => {
+                let what = "the guest's process died while the guest was being moved";
+                let remedy = format!("start it again: migrate start {}", about.guest);
+                let state = Some(GuestState::Stopped);
+                (MoveOutcome::Kept, Some(body(ErrorCode::MoveFailed, what, &remedy, state)))
+            }
+            (Direction::In, _) => {
+                let what = "the process that was to receive the guest died";
+                let remedy = "see its log: migrate help files";
+                (MoveOutcome::Kept, Some(body(ErrorCode::MoveFailed, what, remedy, None)))
+            }
+        };
+        let ended = Timestamp::now();
+        MoveReport {
+            outcome: Some(outcome),
+            error,
+            ended: Some(ended),
+            total_ms: since(about.started, ended),
+            ..about.blank(MovePhase::Ended)
+        }
     }
-    let Ok(info) = client.info_async(LOOK).await else { return };
-    let to = journal::read(&daemon.dirs.journal(&guest)).ok().flatten().and_then(|r| r.peer);
-    let about = Arc::new(About {
-        move_id,
-        guest: info.name,
-        uuid: guest,
-        from: daemon.host_ref(),
-        to: HostRef { id: Uuid::nil(), name: to.unwrap_or_else(|| "another host".into()) },
-        started: Timestamp::now(),
-        options: crate::api::moving::MoveOptions::default(),
-        memory_bytes: info.memory_bytes,
-    });
-    let Ok(feed) = daemon.moves.claim(Arc::clone(&about)) else { return };
-    tracing::info!(MOVE = %move_id, GUEST = about.guest, "a move is followed again");
-    let began = Instant::now();
-    let report = follow(&daemon, &client, &about, &feed).await;
-    let to = if report.to.name == "another host" { about.to.clone() } else { report.to.clone() };
-    finish(&daemon, MoveReport { to, ..report }, began).await;
+
+    /// Removes what a dead process left in its runtime directory.
+    pub(super) fn clear_up(self: &Arc<Self>, guest: &str) {
+        let (daemon, guest) = (Arc::clone(self), guest.to_owned());
+        tokio::spawn(async move {
+            let paths = daemon.dirs.guest(&guest);
+            let began = Instant::now();
+            // Its journal is let go a moment before its directory, or after it.
+            while matches!(leftover::life(&paths), Ok(Life::Alive)) && began.elapsed() < DYING {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            if let Ok(Life::Dead(claim)) = leftover::life(&paths)
+                && let Err(error) = leftover::clean(&daemon.dirs, &paths, claim)
+            {
+                tracing::warn!(GUEST = guest, %error, "leftovers of a guest process remain");
+            }
+        });
+    }
+
+    /// What a guest left open is settled: a move of it that was in doubt has its outcome.
+    pub(super) fn settled(&self, guest: Uuid) {
+        for open in record::all(&self.dirs).into_iter().filter(|o| o.about.uuid == guest) {
+            if !self.moves.follows(guest) {
+                let report = self.verdict(&open);
+                self.end_move(&open, &report);
+            }
+        }
+    }
 }
 
 /// Cancels a move. `None`: no such move goes on.
 pub async fn cancel(daemon: &Daemon, id: Uuid) -> Option<Result<bool, Failure>> {
-    let guest = daemon.moves.guest_of(id)?;
+    let guest = match daemon.moves.cancel(id)? {
+        Cancelling::Preparing => return Some(Ok(true)),
+        Cancelling::Told(guest) => guest,
+    };
     let client = GuestClient::new(&guest, daemon.dirs.guest(&guest));
     Some(match client.cancel_move().await {
         Ok(answer) => Ok(answer.accepted),
         Err(error) => Err(client.failure(error)),
     })
-}
-
-/// What a move would be like, with everything that is in its way.
-pub async fn plan(daemon: &Arc<Daemon>, request: MoveRequest) -> Result<MovePlan, Failure> {
-    let (_, info) = find(daemon, &request.guest).await?;
-    let to = target(daemon, &request.to)?;
-    let prepare = Prepare {
-        move_id: Uuid::nil(),
-        attempt: Uuid::nil(),
-        definition: info.definition.clone(),
-        fingerprint: String::new(),
-        lanes: 1,
-        payload: 0,
-        dry_run: true,
-    };
-    let mut problems = Vec::new();
-    let busy = daemon.moves.lock().values().any(|e| !e.ended && e.about.uuid == info.uuid);
-    if busy {
-        problems.push(body(ErrorCode::Busy, "the guest is being moved", "wait for it", None));
-    }
-    for disk in &info.definition.disks {
-        if !disk.read_only && !disk.shared {
-            let what = format!("disk {} is on this host only", disk.path.display());
-            let remedy = "put it on shared storage and say so: --disk PATH,shared";
-            problems.push(body(ErrorCode::LocalDisk, &what, remedy, None));
-        }
-    }
-    let told = daemon.ask(&request.to, Request::Prepare(Box::new(prepare))).await;
-    let (room_bytes, rtt) = match told {
-        Ok(Told { answer: Answer::Prepared { room_bytes, .. }, round_trip, .. }) => {
-            (room_bytes, Some(round_trip))
-        }
-        Ok(_) => return Err(unexpected("the other daemon", &"it answered something else")),
-        Err(failure) => {
-            problems.push(*failure.0);
-            (0, None)
-        }
-    };
-    let lately = history::list(&daemon.dirs, None, 50).into_iter().find(|r| {
-        r.to.name == request.to && r.outcome == Some(MoveOutcome::Moved) && !r.rounds.is_empty()
-    });
-    let measured = lately.and_then(|r| r.rounds.first().map(|r| r.bandwidth_bytes_per_s));
-    let bandwidth = measured.unwrap_or(ASSUMED);
-    let bandwidth = request.options.bandwidth_bytes_per_s.map_or(bandwidth, |b| b.min(bandwidth));
-    Ok(MovePlan {
-        schema: 1,
-        guest: info.name,
-        to,
-        possible: problems.is_empty(),
-        problems,
-        memory_bytes: info.memory_used_bytes,
-        room_bytes,
-        rtt_ms: rtt.map(|t| t.as_secs_f64() * 1000.0),
-        bandwidth_bytes_per_s: Some(bandwidth),
-        predicted_total_ms: Some(ms(info.memory_used_bytes, bandwidth)),
-    })
-}
-
-#[expect(clippy::cast_precision_loss, reason = "an estimate")]
-fn ms(bytes: u64, bandwidth: u64) -> f64 {
-    bytes as f64 / bandwidth.max(1) as f64 * 1000.0
 }

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::identity::Known;
 use crate::api::host::HostInfo;
-use crate::api::moving::{HostRef, MoveReport, Words};
+use crate::api::moving::{HostRef, MoveOptions, MoveReport, PeerGone, Words};
 use crate::api::{ErrorBody, ErrorCode, Failure};
 use crate::config::GuestDefinition;
 
@@ -53,6 +53,15 @@ pub enum Request {
         /// The word.
         words: Words,
     },
+    /// The sender's process of this guest is dead, proved by its journal's lock.
+    ProcessGone {
+        /// The guest.
+        guest: Uuid,
+        /// The move.
+        move_id: Uuid,
+        /// Why.
+        gone: PeerGone,
+    },
     /// Keep this report.
     Report(Box<MoveReport>),
     /// Sign a new certificate for the host that asks.
@@ -90,6 +99,9 @@ pub struct Prepare {
     pub payload: u16,
     /// Only look whether it could come.
     pub dry_run: bool,
+    /// When and how the move was asked for, for those who watch it at the destination.
+    #[serde(default)]
+    pub asked: Option<(jiff::Timestamp, MoveOptions)>,
 }
 
 /// What is answered.

@@ -295,6 +295,10 @@ impl Daemon {
             Request::Words { guest, words } => {
                 Ok(Answer::Words(self.words_for(question.from.id, guest, words).await?))
             }
+            Request::ProcessGone { guest, move_id, gone } => {
+                self.heard_of_death(name.as_str(), (guest, move_id), &gone).await?;
+                Ok(Answer::Done)
+            }
             Request::Report(report) => {
                 let from = HostRef { name: name.to_string(), ..question.from };
                 super::history::keep_from_peer(&self.dirs, &report, &from, self.id)?;

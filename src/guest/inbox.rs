@@ -58,6 +58,8 @@ pub enum Command {
     MoveFeed,
     /// `POST move/heard`.
     Heard(Message),
+    /// `POST move/peer-gone`: why.
+    PeerGone(String),
     /// `PUT move/bandwidth`: bytes per second.
     Bandwidth(Option<u64>),
 }
@@ -76,7 +78,7 @@ impl Command {
             Self::Move(_) => Input::Move,
             Self::CancelMove => Input::MoveCancel,
             Self::MoveFeed => Input::MoveFeed,
-            Self::Heard(_) | Self::Bandwidth(_) => Input::MoveHeard,
+            Self::Heard(_) | Self::PeerGone(_) | Self::Bandwidth(_) => Input::MoveHeard,
         }
     }
 }

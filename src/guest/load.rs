@@ -53,6 +53,18 @@ impl Known<'_> {
         gate::start(ledger, &self.beside).map_err(|refused| self.refused(refused))
     }
 
+    /// The first term for a guest that continues from a file that its owner saved in term `saved`.
+    /// Whoever has the file has that owner's right, on whichever host: an owner beside the disks
+    /// who is not newer is the file's own past. A newer one has run the guest since.
+    fn term_after_save(&self, saved: u64) -> Result<Term, Failure> {
+        let Beside { owner, offered } = self.beside;
+        if owner.term.get() > saved {
+            return self.term();
+        }
+        let beside = Beside { offered: offered.max(owner.term), ..Beside::NOTHING };
+        Self { beside, ..*self }.term()
+    }
+
     fn refused(&self, refused: gate::Refused) -> Failure {
         let name = &self.whose.name;
         let peer = self.last.and_then(|r| r.peer.as_deref()).unwrap_or("another host");
@@ -147,7 +159,7 @@ pub fn grant_load(
         let why = format!("the file is of guest {}, not {}", file.definition.uuid, asked.uuid);
         return Err(Failure::new(ErrorCode::BadDefinition, why, "load it with --as NAME"));
     }
-    let lowest = known.term()?.get();
+    let lowest = known.term_after_save(file.term)?.get();
     let last = known.last;
     let term = rules::term_of_load(last, &file.identity()).map_err(|superseded| {
         Failure::new(
@@ -310,6 +322,27 @@ mod tests {
                 assert_eq!(code(loaded), failure.0.code, "also not from a file");
             }
         }
+    }
+
+    #[test]
+    fn a_file_carries_the_right_of_its_owner_to_another_host() {
+        use migrate_engine::handover::term::{HostId, Stamp};
+        let (file, whose) = (metadata(), whose());
+        let same = LoadSpec { clone: false, clock: ClockChoice::Auto };
+        let load = |owner: u64, host: u128, offered: u64| {
+            let owner = Stamp { term: Term::new(owner), host: HostId(host) };
+            let beside = Beside { owner, offered: Term::new(offered) };
+            let known = Known { last: None, whose: &whose, beside };
+            super::grant_load(&same, &file.definition, &file, &known).map(|grant| grant.term)
+        };
+        // It was saved in term 3.
+        assert_eq!(load(3, 9, 3).ok(), Some(4));
+        assert_eq!(load(2, 9, 6).ok(), Some(7), "above every offer");
+        assert_eq!(load(4, 9, 4).unwrap_err().0.code, ErrorCode::Superseded, "it ran on there");
+        let owner = Stamp { term: Term::new(3), host: HostId(9) };
+        let beside = Beside { owner, offered: Term::NONE };
+        let known = Known { last: None, whose: &whose, beside };
+        assert_eq!(code(grant_start(&known)), ErrorCode::Superseded, "without the file");
     }
 
     fn code(result: Result<Grant, Failure>) -> ErrorCode {

@@ -24,4 +24,4 @@ pub mod savefile;
 pub mod server;
 pub mod sys;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;

@@ -21,7 +21,7 @@ use super::fdsock::Descriptors;
 use super::inbox::{Answer, Command, Inbox};
 use super::machine::PausedMachine;
 use super::peer;
-use crate::api::moving::{Bandwidth, CancelAnswer, MoveStart, Words};
+use crate::api::moving::{Bandwidth, CancelAnswer, MoveStart, PeerGone, Words};
 use crate::api::{ErrorCode, Failure, SaveRequest, StopRequest, ThrottleRequest, WaitResult};
 use crate::config::hex;
 
@@ -153,6 +153,7 @@ fn router<P: PausedMachine>(app: App<P>) -> Router {
         .route("/v1/move/cancel", post(|s| simple(s, Command::CancelMove)))
         .route("/v1/move/events", get(|s| simple(s, Command::MoveFeed)))
         .route("/v1/move/heard", post(heard))
+        .route("/v1/move/peer-gone", post(peer_gone))
         .route("/v1/move/bandwidth", put(bandwidth))
         .fallback(|| async {
             Rejected(Failure::new(
@@ -228,6 +229,15 @@ async fn heard<P: PausedMachine>(State(app): State<App<P>>, Body(words): Body<Wo
     let frame = hex::decode(&words.frame).and_then(|frame| relay::decode(&frame));
     let message = frame.ok_or_else(|| usage("that is no word of a hand-over"))?;
     ask(&app, Command::Heard(message)).await
+}
+
+async fn peer_gone<P: PausedMachine>(
+    State(app): State<App<P>>,
+    Body(gone): Body<PeerGone>,
+) -> Answered {
+    let why = gone.why;
+    let end = why.floor_char_boundary(PeerGone::WHY_MAX);
+    ask(&app, Command::PeerGone(why[..end].to_owned())).await
 }
 
 async fn bandwidth<P: PausedMachine>(

@@ -27,6 +27,31 @@ fn lock(image: &str) -> DiskLock {
 }
 
 #[test]
+fn a_saved_guest_continues_on_another_host_that_has_its_disk() {
+    if !kvm() {
+        return;
+    }
+    let (first, second) = (Home::new(), Home::new());
+    let (image, file) = (first.file_text("disk.img"), first.file_text("state"));
+    File::create(&image).unwrap().set_len(1 << 20).unwrap();
+    let disk = format!("{image},shared");
+    let words = ["run", "a", "--wait-for", "console:SCRIBBLER-READY,60s", "--disk", &disk];
+    first.done(&[&words[..], &GUEST].concat());
+    first.done(&["save", "a", "--to", &file]);
+    second.done(&["load", &file]);
+    assert!(owner_term(&image) > 1);
+    let mut console = second.console("a");
+    console.until_beats(20);
+    console.verify_clean(1024);
+    // It lives on there: the file's right is used, whatever the first host knows.
+    second.done(&["stop", "a"]);
+    first.json(&["load", &file]).refused("superseded", &["has run"]);
+    let guests = ["run", "a", "--disk", &disk];
+    assert_eq!(first.json(&[&guests[..], &GUEST].concat()).code, Some(0), "another guest may");
+    first.done(&["stop", "a", "--kill"]);
+}
+
+#[test]
 fn a_guest_owns_its_shared_disk_and_says_so_beside_it() {
     if !kvm() {
         return;

@@ -57,10 +57,13 @@ fn hosts_that_cannot_be_moved_to() {
     site.a.assert_empty();
 
     site.b.home.done(&["host", "remove", "alpha"]);
-    let (exit, code, message) = why(&site.b.tries("web1", "alpha", &[]));
-    assert_eq!(exit, Some(4), "{code}: {message}");
-    assert!(["unknown-host", "host-refused"].contains(&code.as_str()), "{code}: {message}");
+    refused(&site.b.tries("web1", "alpha", &[]), 4, "unknown-host", &["alpha"]);
     assert_stays(&site.b);
+    // The removed one is not let in, neither with a guest nor to look.
+    site.a.scribbler("web2", "ws=4M", &SMALL);
+    refused(&site.a.tries("web2", "beta", &[]), 4, "host-refused", &["beta"]);
+    site.a.assert_runs("web2").verify_clean(1024);
+    assert_eq!(site.b.home.done(&["ls"])["guests"].as_array().unwrap().len(), 1);
 }
 
 #[test]
@@ -98,36 +101,94 @@ fn guests_that_cannot_come() {
     b.done(&["stop", "web1", "--kill"]);
     site.b.assert_empty();
 
-    // More memory than this machine can have: it is promised, not used.
-    let text = fs::read_to_string("/proc/meminfo").unwrap();
-    let total = text.lines().find_map(|l| l.strip_prefix("MemTotal:")).unwrap();
-    let kib: u64 = total.trim().trim_end_matches(" kB").parse().unwrap();
-    let memory = format!("{}M", (kib >> 10) + 1024);
-    let large = a.json(&["run", "large", "--guest", "scribbler:ws=4M", "--memory", &memory]);
-    if large.code == Some(0) {
-        refused(&site.a.tries("large", "beta", &[]), 4, "no-room", &["memory", "MiB"]);
-        a.done(&["stop", "large", "--kill"]);
-    } else {
-        // Where memory is not promised beyond what there is, it cannot run here either.
-        assert_eq!(large.json()["error"]["code"], "no-memory", "{large:?}");
-    }
-
     // A disk of this host alone.
     let image = a.file_text("disk.img");
     fs::File::create(&image).unwrap().set_len(1 << 20).unwrap();
     site.a.scribbler("local", "ws=4M", &["--memory", "32M", "--disk", &image]);
     let (exit, code, message) = why(&site.a.tries("local", "beta", &[]));
-    assert_eq!((exit, code.as_str()), (Some(4), "writable-disk"), "{message}");
+    assert_eq!((exit, code.as_str()), (Some(4), "local-disk"), "{message}");
     assert!(message.contains(&image), "{message}");
+    // The dry run says it in the same words.
+    let problems = planned(&site.a, "local")["problems"].clone();
+    let problem = problems.as_array().unwrap().iter().find(|p| p["code"] == "local-disk").unwrap();
+    assert_eq!(problem["message"], message.as_str());
     a.done(&["stop", "local", "--kill"]);
 
-    // The dry run names the same.
-    site.a.home.done(&["show", "web1"]);
-    let plan = a.json(&["move", "web1", "--to", "beta", "--dry-run"]);
-    let plan: Value = serde_json::from_str(plan.stdout.lines().last().unwrap()).unwrap();
-    assert!(plan.to_string().contains("\"possible\":true"), "{plan}");
+    assert_eq!(planned(&site.a, "web1")["possible"], true);
     site.b.assert_empty();
     assert_stays(&site.a);
+}
+
+/// The plan of a move to beta.
+#[track_caller]
+fn planned(host: &Host, guest: &str) -> Value {
+    let ran = host.home.json(&["move", guest, "--to", "beta", "--dry-run"]);
+    let plan = last(&ran)["plans"][0].clone();
+    assert_eq!(plan["guest"], guest, "{ran:?}");
+    plan
+}
+
+#[test]
+fn two_guests_that_come_together_cannot_share_the_last_of_the_room() {
+    if !kvm() {
+        return;
+    }
+    let site = Site::with("[limits]\nmemory = \"96M\"\nvcpus = 3\nguests = 2\n");
+    let kind = "ws=8M,data=24M,rate=500,hb=5ms,poll=5ms";
+    let memory = ["--memory", "64M", "--cpus", "2"];
+    for guest in ["web1", "web2"] {
+        site.a.scribbler(guest, kind, &memory);
+    }
+    site.a.scribbler("web3", "ws=4M", &[&SMALL[..], &["--cpus", "2"]].concat());
+    site.a.scribbler("web4", "ws=4M", &SMALL);
+    site.a.scribbler("web5", "ws=4M", &["--memory", "16M"]);
+    let words = ["--bandwidth", "8MB", "--max-downtime", "5s"];
+    let id = site.a.begin("web1", &site.b, &words);
+    site.a.until_copying(&id);
+    // The first is on its way, and has all that it will need.
+    let memory = ["96 MiB of memory", "0 run there and 1 arrive", "32 MiB are left", "has 64 MiB"];
+    refused(&site.a.tries("web2", "beta", &[]), 4, "no-room", &memory);
+    let cpus = ["3 vCPUs", "1 vCPUs are left", "has 2"];
+    refused(&site.a.tries("web3", "beta", &[]), 4, "no-room", &cpus);
+    assert_eq!(planned(&site.a, "web2")["problems"][0]["code"], "no-room");
+    site.a.moves("web4", &site.b);
+    refused(&site.a.tries("web5", "beta", &[]), 4, "no-room", &["takes 2 guests"]);
+    assert_eq!(site.a.until_ended(&id)["outcome"], "moved");
+    // It counts as one that is there now, and gives way when it is gone.
+    refused(&site.a.tries("web5", "beta", &[]), 4, "no-room", &["2 run there and 0 arrive"]);
+    site.b.home.done(&["stop", "web1", "--kill"]);
+    site.a.moves("web5", &site.b);
+    for (host, guest, pages) in [(&site.b, "web4", 1024), (&site.a, "web2", (24 + 8) * 256)] {
+        host.assert_runs(guest).verify_clean(pages);
+    }
+}
+
+#[test]
+fn what_the_destination_has_not_is_named_before_anything_is_sent() {
+    if !kvm() {
+        return;
+    }
+    let site = Site::new();
+    let (a, kernel) = (&site.a.home, site.a.home.file_text("kernel"));
+    fs::write(&kernel, vmm::scribbler::elf()).unwrap();
+    let image = a.file_text("disk.img");
+    fs::File::create(&image).unwrap().set_len(1 << 20).unwrap();
+    let disk = format!("{image},shared");
+    let words = ["run", "web1", "--memory", "32M", "--disk", &disk, "--kernel", &kernel];
+    a.done(&[&words[..], &["--cmdline", "ws=4M"]].concat());
+    // The two hosts have their files in common: what is gone is gone at both, and the source has
+    // it open.
+    for (path, what) in [(&kernel, "kernel"), (&image, "shared disk")] {
+        let away = format!("{path}.away");
+        fs::rename(path, &away).unwrap();
+        let ran = site.a.tries("web1", "beta", &[]);
+        refused(&ran, 4, "incompatible", &[path.as_str(), what]);
+        assert!(last(&ran)["frame_bytes"].as_u64().unwrap_or(0) == 0, "{ran:?}");
+        site.b.assert_empty();
+        fs::rename(&away, path).unwrap();
+    }
+    assert_eq!(a.done(&["show", "web1"])["state"], "running");
+    a.done(&["stop", "web1", "--kill"]);
 }
 
 #[test]

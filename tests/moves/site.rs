@@ -24,6 +24,7 @@ const LAST_PORT: u16 = 31_000;
 pub struct Host {
     pub name: String,
     pub home: Home,
+    address: String,
     pub port: u16,
     daemon: Option<Child>,
 }
@@ -56,18 +57,21 @@ impl Host {
     /// As [`Self::new`], with this home, address and first port.
     #[track_caller]
     pub fn at(name: &str, home: Home, address: &str, port: u16) -> Self {
-        let host = Self { name: name.to_owned(), home, port, daemon: None };
-        host.configure(address);
+        let (name, address) = (name.to_owned(), address.to_owned());
+        let host = Self { name, home, address, port, daemon: None };
+        host.configure("");
         host
     }
 
-    fn configure(&self, address: &str) {
+    /// Writes its `host.toml`, with more lines at the end.
+    pub fn configure(&self, more: &str) {
         let config = self.home.dirs().config;
         fs::create_dir_all(&config).unwrap();
+        let address = &self.address;
         let (port, first, last) = (self.port, self.port + 1, self.port + PORTS - 1);
         let text = format!(
             "listen = \"{address}:{port}\"\nadvertise = \"{address}:{port}\"\n\
-             data_ports = \"{first}-{last}\"\n"
+             data_ports = \"{first}-{last}\"\n{more}"
         );
         fs::write(config.join("host.toml"), text).unwrap();
     }
@@ -93,6 +97,12 @@ impl Host {
         let Some(mut child) = self.daemon.take() else { return };
         let _ = kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), with);
         let _ = child.wait();
+    }
+
+    /// The process of its daemon.
+    #[track_caller]
+    pub fn daemon_pid(&self) -> i32 {
+        id_of(self.daemon.as_ref().expect("it was started"))
     }
 
     /// Runs a scribbler, and waits until its memory is filled.
@@ -137,14 +147,20 @@ impl Host {
         });
     }
 
+    /// Waits until something of the move is known here that is as wanted; answers its report.
+    #[track_caller]
+    pub fn until_report(&self, id: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        eventually(what, || {
+            let shown = self.home.json(&["report", id]);
+            let report: Value = serde_json::from_str(&shown.stdout).unwrap_or_default();
+            wanted(&report).then_some(report)
+        })
+    }
+
     /// Waits until the move has ended; answers its report.
     #[track_caller]
     pub fn until_ended(&self, id: &str) -> Value {
-        eventually("the move ends", || {
-            let shown = self.home.json(&["report", id]);
-            let report: Value = serde_json::from_str(&shown.stdout).unwrap_or_default();
-            (!report["outcome"].is_null()).then_some(report)
-        })
+        self.until_report(id, "the move ends", |report| !report["outcome"].is_null())
     }
 
     /// The guest is here: it has a process, and beats.
@@ -212,7 +228,15 @@ pub struct Site {
 impl Site {
     #[track_caller]
     pub fn new() -> Self {
-        Self::of(Host::new("alpha"), Host::new("beta"))
+        Self::with("")
+    }
+
+    /// With these lines at the end of the second's `host.toml`.
+    #[track_caller]
+    pub fn with(lines: &str) -> Self {
+        let (a, b) = (Host::new("alpha"), Host::new("beta"));
+        b.configure(lines);
+        Self::of(a, b)
     }
 
     /// Makes a site of two hosts named alpha and beta.

@@ -56,7 +56,7 @@ pub enum Command {
     /// A message of the other side that came another way, through the daemons.
     Heard(Message),
     /// The other process is dead, as the daemons know for certain. Ends what may end freely; after
-    /// that only words of the other side's daemon count.
+    /// that the link ends, and only words of the other side's daemon count.
     PeerGone(String),
 }
 

@@ -92,7 +92,11 @@ impl Obstacle {
                 "put the disk on a file system with direct I/O, for example NFSv4".to_owned(),
             ),
         };
-        Failure::new(ErrorCode::WritableDisk, message, remedy)
+        let code = match self {
+            Self::Local => ErrorCode::LocalDisk,
+            Self::BlockDevice | Self::WriteBack | Self::CachedRecord => ErrorCode::WritableDisk,
+        };
+        Failure::new(code, message, remedy)
     }
 }
 
@@ -135,6 +139,7 @@ mod tests {
             if let Some(obstacle) = expected {
                 let failure = obstacle.failure(&disk).0;
                 assert!(failure.message.contains("/srv/a.img") && !failure.remedy.is_empty());
+                assert_eq!(failure.code == ErrorCode::LocalDisk, obstacle == Local);
             }
         }
     }

@@ -27,7 +27,7 @@ use crate::api::{ErrorCode, Failure, GuestState};
 use crate::config::GuestDefinition;
 use crate::guest::decide::Input;
 use crate::guest::facts::{Facts, Now};
-use crate::guest::inbox::{Answer, Event, Inbox, Request, Sources};
+use crate::guest::inbox::{Answer, Command as Wish, Event, Inbox, Request, Sources};
 use crate::guest::journal::SharedJournal;
 use crate::guest::machine::{MachineReceiver, PausedMachine};
 
@@ -158,7 +158,7 @@ async fn run<R: MachineReceiver>(
 }
 
 /// Somebody says that nobody will come.
-async fn given_up(commands: &mut mpsc::Receiver<Command>) -> String {
+pub(super) async fn given_up(commands: &mut mpsc::Receiver<Command>) -> String {
     loop {
         match commands.recv().await {
             Some(Command::Cancel(why) | Command::PeerGone(why) | Command::GuestEnded(why)) => {
@@ -216,8 +216,10 @@ fn answer(request: Request, facts: &Facts, coming: &UnderWay) {
         Input::MoveFeed => Ok(Answer::Feed(coming.feed.clone())),
         Input::MoveCancel => Ok(Answer::Cancelled(coming.cancel("cancelled"))),
         Input::MoveHeard => {
-            if let crate::guest::inbox::Command::Heard(message) = request.command {
-                coming.tell(Command::Heard(message));
+            match request.command {
+                Wish::Heard(message) => coming.tell(Command::Heard(message)),
+                Wish::PeerGone(why) => coming.tell(Command::PeerGone(why)),
+                _ => {}
             }
             Ok(Answer::Done)
         }

@@ -18,6 +18,7 @@ use migrate_engine::wire::{AttemptId, GuestId, MoveId};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
+use super::arrival::given_up;
 use super::feed::Feed;
 use super::lease::{LentPaused, LentRunning};
 use super::link::End;
@@ -27,7 +28,7 @@ use super::tell::Teller;
 use crate::api::moving::{
     MoveEvent, MoveOptions, MoveOutcome, MovePhase, MoveReport, MoveStart, OnStall,
 };
-use crate::api::{Failure, GuestState};
+use crate::api::{ErrorCode, Failure, GuestState};
 use crate::config::GuestDefinition;
 use crate::guest::disks::DiskSet;
 use crate::guest::inbox::Inbox;
@@ -199,7 +200,14 @@ async fn run<P: PausedMachine>(
     });
     let teller = Arc::new(Teller::new(feed.clone(), Arc::clone(&about)));
     teller.phase(MovePhase::Connecting);
-    let link = match end.dial(&start).await {
+    let mut commands = commands;
+    let dialled = tokio::select! {
+        link = end.dial(&start) => link,
+        why = given_up(&mut commands) => {
+            Err(Failure::new(ErrorCode::Cancelled, why, "start the move again when it suits"))
+        }
+    };
+    let link = match dialled {
         Ok(link) => link,
         Err(failure) => {
             inbox.move_over(Over::Kept(None)).await;

@@ -3,6 +3,7 @@
 
 use jiff::Timestamp;
 use migrate_engine::session::report::{self as engine, Reason, Report, Side, Step, Verdict};
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::api::moving::{
@@ -14,7 +15,7 @@ use crate::api::{ErrorBody, ErrorCode, GuestState};
 const PAGE: u64 = 4096;
 
 /// What the engine's report does not know.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct About {
     /// The move.
     pub move_id: Uuid,

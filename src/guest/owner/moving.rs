@@ -67,6 +67,10 @@ impl<M: MakeMachine> Owner<M> {
                 moving.tell(Word::Heard(message));
                 Ok(Answer::Done)
             }
+            (Command::PeerGone(why), Some(moving)) => {
+                moving.tell(Word::PeerGone(why));
+                Ok(Answer::Done)
+            }
             (Command::Bandwidth(rate), Some(moving)) => {
                 moving.limiter.set_rate(rate);
                 Ok(Answer::Done)

@@ -22,7 +22,7 @@ use crate::handover::source::{Setup, Source, State, pause_limit};
 use crate::port::{NotPaused, PausedGuest, Rights, RunningGuest};
 use crate::precopy::{End, Precopy, PrecopyError, RoundReport};
 use crate::pump::{Cancel, Lanes, TalkError};
-use crate::transport::link::{Link, SourceLink};
+use crate::transport::link::{CloseCode, Link, SourceLink};
 use crate::wire::control;
 
 pub(super) type Copy<G> = Precopy<<G as RunningGuest>::Ram, <G as RunningGuest>::Log>;
@@ -256,8 +256,17 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
                 self.peer.around = true;
                 self.word(message);
             }
-            Command::PeerGone(why) => self.fail(Reason::PeerGone, why),
+            Command::PeerGone(why) => self.peer_gone(why),
         }
+    }
+
+    /// Nothing comes from a dead process, and nothing reaches it: what is to be said goes around.
+    fn peer_gone(&mut self, why: String) {
+        self.peer.ended = true;
+        self.line.drop_link(CloseCode::Failed, &why);
+        self.event(Event::LinkLost(why.clone()));
+        self.fail(Reason::PeerGone, why);
+        self.inputs.push_back(Input::LinkLost);
     }
 
     /// Whether the attempt may still end freely.

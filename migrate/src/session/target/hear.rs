@@ -187,6 +187,7 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
                 self.end_attempt(Reason::LinkLost, "the source did not say in time what it wants");
             }
             Done::OpeningOver => {}
+            Done::PeerSilent(why) => self.link_is_gone(&why),
         }
     }
 

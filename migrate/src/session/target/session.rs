@@ -27,6 +27,9 @@ const RETRY_MS: u64 = 100;
 /// The other side must say what it wants within this time.
 const OPENING_MS: u64 = 30_000;
 
+/// What a source sent before it died has arrived after this time: nobody sends it again.
+const DRAIN_MS: u64 = 500;
+
 /// What the conversation is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
@@ -71,6 +74,8 @@ pub(super) enum Done<R: Receiver> {
     Later(Input),
     /// The opening has taken too long, if it is not done.
     OpeningOver,
+    /// Of a source that is dead nothing comes any more.
+    PeerSilent(String),
 }
 
 enum Happening<R: Receiver> {
@@ -224,7 +229,10 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
                 self.peer.around = true;
                 self.word(message);
             }
-            Command::PeerGone(why) => self.end_attempt(Reason::PeerGone, why),
+            Command::PeerGone(why) => {
+                self.end_attempt(Reason::PeerGone, why.clone());
+                self.after(DRAIN_MS, Done::PeerSilent(why));
+            }
         }
     }
 
@@ -243,20 +251,19 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
 
     /// Gives the machine an input a little later, so that what fails is not tried without a pause.
     pub(super) fn later(&mut self, input: Input) {
-        let at = self.clock.now().after(RETRY_MS);
-        let clock = Arc::clone(&self.clock);
-        self.jobs.start(async move {
-            clock.sleep_until(at).await;
-            Done::Later(input)
-        });
+        self.after(RETRY_MS, Done::Later(input));
     }
 
     fn limit_opening(&mut self) {
-        let at = self.clock.now().after(OPENING_MS);
+        self.after(OPENING_MS, Done::OpeningOver);
+    }
+
+    fn after(&mut self, ms: u64, done: Done<R>) {
+        let at = self.clock.now().after(ms);
         let clock = Arc::clone(&self.clock);
         self.jobs.start(async move {
             clock.sleep_until(at).await;
-            Done::OpeningOver
+            done
         });
     }
 

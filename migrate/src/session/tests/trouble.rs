@@ -9,7 +9,7 @@ use super::fake::World;
 use super::pair::{FarEnd, Hands, NearEnd, React, Setup, Sides, at, block_on, nothing, text_of};
 use super::pair::{SOURCE, TARGET, expected, far_text, link_options, plan};
 use crate::handover::journal::{Ended, Record};
-use crate::handover::message::{Message, TargetSays, ToSource};
+use crate::handover::message::{Message, SourceSays, TargetSays, ToSource, ToTarget};
 use crate::handover::term::{HostId, Stamp, Switch, SwitchId, Term};
 use crate::pump::fake::Random;
 use crate::session::report::{Phase, Reason};
@@ -389,6 +389,50 @@ fn a_target_that_dies_in_every_phase() {
                     "S runs",
                 ]);
             }
+        });
+    }
+}
+
+/// The source's process is killed, and its link stands still: nobody closes it.
+#[test]
+fn a_source_that_dies_before_the_doubt() {
+    for phase in [Phase::Opening, Phase::Filling, Phase::Receiving] {
+        block_on(async {
+            let setup = Setup { times: 10, ..Setup::default() };
+            let what = format!("the source dies when {phase:?}");
+            let (told, mut ends) = tokio::sync::mpsc::unbounded_channel();
+            let mut die = at(phase, |hands: &Hands| {
+                hands.cable.cut();
+                let far = hands.far.clone();
+                tokio::spawn(async move {
+                    let _ = far.send(Command::PeerGone("killed".into())).await;
+                });
+            });
+            let far: React = Box::new(move |event: &Event, hands: &Hands| {
+                if let Event::LinkLost(why) = event {
+                    let _ = told.send((why.clone(), hands.far.clone()));
+                }
+                die(event, hands);
+            });
+            let sides = Sides::start_with(&setup, Arc::default(), nothing(), far);
+            if phase == Phase::Receiving {
+                // Only now is it certain that nothing more comes.
+                let (why, far) = ends.recv().await.expect(&what);
+                assert_eq!(why, "killed", "{what}");
+                assert!(!sides.far.is_finished(), "{what}: it decided by itself");
+                let word = ToTarget::Says(SourceSays::Withdrawn);
+                let _ = far.send(Command::Heard(Message::to_target(told_switch(), word))).await;
+            }
+            let (outcome, rights) = sides.far.await.unwrap().expect(&what);
+            sides.near.abort();
+            let target::Outcome::NotTaken { reason, .. } = outcome else { panic!("{what}") };
+            let (wanted, buried) = match phase {
+                Phase::Receiving => (Reason::Withdrawn, true),
+                _ => (Reason::PeerGone, false),
+            };
+            assert_eq!(reason, wanted, "{what}");
+            let now = rights.ledger.now();
+            assert_eq!(matches!(now, Some(Record::Tombstone(_))), buried, "{what}: {now:?}");
         });
     }
 }
