@@ -15,7 +15,7 @@ use serde_json::json;
 use crate::rig::{NET, Rig, Station, learned_port};
 use crate::shell::Shell;
 use crate::storage::Storage;
-use crate::support::{eventually, lab};
+use crate::support::lab;
 
 /// Moves in the test. `scripts/soak/linux` asks for more.
 const MOVES: usize = 3;
@@ -84,11 +84,12 @@ impl Peer {
     /// Another piece comes back over the same connection.
     #[track_caller]
     fn until_heard(&self) {
-        let before = self.pieces.load(Ordering::Relaxed);
-        eventually("the connection goes on", || {
+        let (before, end) = (self.pieces.load(Ordering::Relaxed), Instant::now() + PATIENCE);
+        while self.pieces.load(Ordering::Relaxed) <= before + 1 {
             assert!(!self.thread.is_finished(), "the connection is broken");
-            (self.pieces.load(Ordering::Relaxed) > before + 1).then_some(())
-        });
+            assert!(Instant::now() < end, "not within {PATIENCE:?}: the connection goes on");
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// The longest round trip since this was asked last, milliseconds.
