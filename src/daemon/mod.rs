@@ -103,18 +103,7 @@ async fn serve(dirs: &Dirs) -> Result<(), Failure> {
             "use it: migrate host show",
         ));
     };
-    let config = Config::read(&dirs.config.join("host.toml"))?;
-    let daemon = Arc::new(Daemon {
-        dirs: dirs.clone(),
-        inbound: inbound::Inbound::new(config.limits.clone()),
-        config,
-        files: Files::new(dirs),
-        id: host_id(dirs)?,
-        started: Timestamp::now(),
-        net: RwLock::default(),
-        moves: moves::Moves::default(),
-        places: keeper::Places::default(),
-    });
+    let daemon = Arc::new(Daemon::new(dirs)?);
     let listener = bind(&dirs.daemon_socket())?;
     daemon.go_online()?;
     history::prune(dirs);
@@ -187,6 +176,22 @@ fn bind(path: &Path) -> Result<UnixListener, Failure> {
 }
 
 impl Daemon {
+    /// Of an instance; it does nothing yet.
+    fn new(dirs: &Dirs) -> Result<Self, Failure> {
+        let config = Config::read(&dirs.config.join("host.toml"))?;
+        Ok(Self {
+            dirs: dirs.clone(),
+            inbound: inbound::Inbound::new(config.limits.clone()),
+            config,
+            files: Files::new(dirs),
+            id: host_id(dirs)?,
+            started: Timestamp::now(),
+            net: RwLock::default(),
+            moves: moves::Moves::default(),
+            places: keeper::Places::default(),
+        })
+    }
+
     /// This host, as others know it.
     fn host_ref(&self) -> HostRef {
         let name = self.identity().map_or_else(

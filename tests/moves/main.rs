@@ -5,6 +5,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bandwidth;
 mod deaths;
 mod moved;
 mod refused;

@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::support::{Console, Home, Ran, eventually, is_gone, pid_of, run};
 
 /// Ports of a host: one for control, the rest for data.
-const PORTS: u16 = 12;
+pub const PORTS: u16 = 12;
 /// Below the ports that the system gives out by itself, and away from those of the demo.
 const FIRST_PORT: u16 = 23_000;
 const LAST_PORT: u16 = 31_000;

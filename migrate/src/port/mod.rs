@@ -114,7 +114,7 @@ pub trait RunningGuest: Sized + Send + 'static {
 
     /// Its state at this moment, good for a rehearsal only. The guest may stand still for a
     /// moment, no longer than the state takes to be read.
-    fn rehearsal_state(&mut self) -> Result<Vec<u8>, Self::Error>;
+    fn rehearsal_state(&mut self) -> Result<Trial, Self::Error>;
 
     /// Stops its CPUs and drains its devices. Blocks until that is done.
     fn pause(self) -> Result<Self::Paused, NotPaused<Self, Self::Error>>;
@@ -139,6 +139,17 @@ pub trait PausedGuest: Sized + Send + 'static {
 
     /// Ends it here, without anything that outsiders could see.
     fn retire(self);
+}
+
+/// A state to rehearse with, and what it took to get.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Trial {
+    /// The state.
+    pub state: Vec<u8>,
+    /// How long the guest stood still for it: to stop it and to save.
+    pub save: Duration,
+    /// How long a record beside its shared disks took to write; zero without any.
+    pub storage: Duration,
 }
 
 /// What a rehearsal found.

@@ -176,8 +176,10 @@ pub struct Round {
 pub struct Rehearsal {
     /// Bytes of the state.
     pub state_bytes: u64,
-    /// Time that taking it from the running guest took.
+    /// Time that the running guest stood still for it.
     pub save_us: u64,
+    /// Time that a record beside the shared disks took to write; 0 without any.
+    pub storage_us: u64,
     /// Time that restoring it took at the target.
     pub restore_us: u64,
     /// What would have failed.

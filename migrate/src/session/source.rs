@@ -11,8 +11,6 @@ mod hold;
 mod session;
 mod switch;
 
-use std::time::Duration;
-
 use self::session::Session;
 use super::edge::{Clock, Outside};
 use super::report::{Reason, Report};
@@ -57,8 +55,6 @@ pub struct Plan {
     pub limits: Limits,
     /// What to do when rounds do not shrink.
     pub on_stall: OnStall,
-    /// Time that a term takes to be written beside the shared disks, as measured; 0 without.
-    pub storage: Duration,
     /// Compare the frozen memory with what was sent, after the move.
     pub audit: bool,
     /// Now, in milliseconds since 1970, for the report.

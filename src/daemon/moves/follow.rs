@@ -119,3 +119,111 @@ async fn carry(daemon: Arc<Daemon>, open: Arc<Open>, mut waiting: Waiting) {
         daemon.carry(open.other(), open.about.uuid, words).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::moving::{HostRef, MoveOptions, MoveOutcome, MovePhase};
+    use crate::config::Dirs;
+    use crate::daemon::moves::record::Direction;
+    use crate::guest::journal::Journal;
+    use crate::guest::moving::feed::Next;
+    use crate::guest::moving::report::About;
+    use crate::guest::testing::definition;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::UnixListener;
+
+    fn about(guest: Uuid, move_id: u128) -> About {
+        let host = |n: u128| HostRef { id: Uuid::from_u128(n), name: format!("h{n}") };
+        About {
+            move_id: Uuid::from_u128(move_id),
+            guest: "one".into(),
+            uuid: guest,
+            from: host(1),
+            to: host(2),
+            started: jiff::Timestamp::UNIX_EPOCH,
+            options: MoveOptions::default(),
+            memory_bytes: 1,
+        }
+    }
+
+    fn phase(about: &About, phase: MovePhase) -> MoveEvent {
+        MoveEvent::Phase { move_id: about.move_id, guest: about.guest.clone(), phase }
+    }
+
+    /// Answers one client after the other with these events each; then the connection breaks.
+    async fn process(listener: UnixListener, answers: Vec<Vec<MoveEvent>>) {
+        for events in answers {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let mut text = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n".to_owned();
+            for event in events {
+                let line = serde_json::to_string(&event).unwrap() + "\n";
+                text.push_str(&format!("{:x}\r\n{line}\r\n", line.len()));
+            }
+            socket.write_all(text.as_bytes()).await.unwrap();
+            // Not closed before it was read, and never with the chunk that would be the last.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// How a move is heard to end whose process gives these answers, and then dies if `dies`.
+    fn heard(answers: Vec<Vec<MoveEvent>>, about: About, dies: bool) -> (Heard, Vec<String>) {
+        let home = tempfile::tempdir().unwrap();
+        let dirs = Dirs::below(home.path());
+        dirs.prepare().unwrap();
+        let journal = Journal::take(&dirs.journal(&about.uuid)).unwrap();
+        let paths = dirs.guest("one");
+        std::fs::create_dir_all(paths.dir()).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let daemon = Arc::new(Daemon::new(&dirs).unwrap());
+            let listener = UnixListener::bind(paths.api()).unwrap();
+            let process = tokio::spawn(async move {
+                process(listener, answers).await;
+                if dies {
+                    drop(journal);
+                } else {
+                    std::future::pending::<()>().await;
+                }
+            });
+            let feed = Feed::default();
+            let definition = definition("one");
+            let open = Open::new(Direction::Out, Uuid::nil(), about, definition);
+            let heard = follow(&daemon, &Arc::new(open), &feed).await;
+            process.abort();
+            let mut lines = Vec::new();
+            let mut listener = feed.listen();
+            let wait = Duration::from_millis(10);
+            while let Ok(Next::Line(line)) = tokio::time::timeout(wait, listener.next()).await {
+                lines.push(String::from_utf8(line.to_vec()).unwrap());
+            }
+            (heard, lines)
+        })
+    }
+
+    #[test]
+    fn a_stream_that_breaks_is_no_death_as_long_as_the_journal_is_held() {
+        let about = about(definition("one").uuid, 5);
+        let first = vec![phase(&about, MovePhase::Connecting)];
+        let second = [first.clone(), vec![phase(&about, MovePhase::Copying)]].concat();
+        let outcome = Some(MoveOutcome::Moved);
+        let report = MoveReport { outcome, ..about.blank(MovePhase::Ended) };
+        let third = [second.clone(), vec![MoveEvent::Result(Box::new(report))]].concat();
+        let (heard, told) = heard(vec![first, second, vec![], third], about, false);
+        assert!(matches!(heard, Heard::Result(report) if report.outcome == outcome));
+        assert_eq!(told.len(), 2, "each is told once: {told:?}");
+        assert!(told[0].contains("connecting") && told[1].contains("copying"), "{told:?}");
+    }
+
+    #[test]
+    fn a_free_journal_is_the_death_and_another_move_is_not_ours() {
+        let ours = about(definition("one").uuid, 5);
+        let other = about(ours.uuid, 6);
+        let copying = vec![phase(&ours, MovePhase::Copying)];
+        let (dead, _) = heard(vec![copying.clone(), copying], ours.clone(), true);
+        assert!(matches!(dead, Heard::Dead(_)));
+        let (unknown, told) = heard(vec![vec![phase(&other, MovePhase::Copying)]], ours, false);
+        assert!(matches!(unknown, Heard::Unknown));
+        assert!(told.is_empty(), "{told:?}");
+    }
+}

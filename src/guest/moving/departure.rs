@@ -174,7 +174,6 @@ fn plan<P: PausedMachine>(departure: &Departure<P>) -> Result<Plan, Failure> {
             OnStall::Pause => precopy::OnStall::Pause,
             OnStall::Cancel => precopy::OnStall::Cancel,
         },
-        storage: Duration::ZERO,
         audit: true,
         began_unix_ms: super::unix_ms(),
     })

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use migrate_engine::port::{NotPaused, PausedGuest, Receiver, Rehearsal, RunningGuest};
+use migrate_engine::port::{NotPaused, PausedGuest, Receiver, Rehearsal, RunningGuest, Trial};
 
 use super::trial;
 use crate::api::Failure;
@@ -107,7 +107,7 @@ impl<P: PausedMachine> RunningGuest for LandedRunning<P> {
         self.machine.start_log()
     }
 
-    fn rehearsal_state(&mut self) -> Result<Vec<u8>, Failure> {
+    fn rehearsal_state(&mut self) -> Result<Trial, Failure> {
         Err(super::unexpected("a rehearsal", &"the guest has no owner yet"))
     }
 

@@ -7,7 +7,7 @@
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
-use migrate_engine::port::{NotPaused, PausedGuest, RunningGuest};
+use migrate_engine::port::{NotPaused, PausedGuest, RunningGuest, Trial};
 
 use crate::api::{ErrorCode, Failure};
 use crate::guest::inbox::Inbox;
@@ -18,7 +18,7 @@ pub enum Lease<P: PausedMachine> {
     /// Switch the dirty log on.
     StartLog(Sender<Result<P::Log, Failure>>),
     /// The state as it is now, for a rehearsal.
-    RehearsalState(Sender<Result<Vec<u8>, Failure>>),
+    RehearsalState(Sender<Result<Trial, Failure>>),
     /// The machine, standing still.
     Pause(Sender<Option<Lent<P>>>),
     /// The machine is given back, to go on as before.
@@ -84,7 +84,7 @@ impl<P: PausedMachine> RunningGuest for LentRunning<P> {
         self.ask(Lease::StartLog).recv().map_err(gone)?
     }
 
-    fn rehearsal_state(&mut self) -> Result<Vec<u8>, Failure> {
+    fn rehearsal_state(&mut self) -> Result<Trial, Failure> {
         self.ask(Lease::RehearsalState).recv().map_err(gone)?
     }
 

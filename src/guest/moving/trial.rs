@@ -1,7 +1,9 @@
 //! What a source sends for the rehearsal: its state as it is now, and what lets the target see
 //! whether the guest's disks are the same there. And the target's side of it.
 
-use migrate_engine::port::Rehearsal;
+use std::time::{Duration, Instant};
+
+use migrate_engine::port::{self, Rehearsal};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -25,16 +27,23 @@ struct Trial {
     state: Vec<u8>,
 }
 
-/// Writes a new nonce beside each shared disk, and says all with `state`.
+/// Writes a new nonce beside each shared disk, which is timed, and says all with `state`.
 ///
 /// # Errors
 /// A disk cannot be read or written.
-pub fn document(state: Vec<u8>, disks: &DiskSet, saved: &[SavedDisk]) -> Result<Vec<u8>, Failure> {
+pub fn document(
+    state: Vec<u8>,
+    disks: &DiskSet,
+    saved: &[SavedDisk],
+) -> Result<port::Trial, Failure> {
     let nonces: Vec<u128> = (0..disks.shared()).map(|_| Uuid::new_v4().as_u128()).collect();
+    let began = Instant::now();
     disks.write_nonces(&nonces).map_err(|e| e.failure())?;
+    let storage = if nonces.is_empty() { Duration::ZERO } else { began.elapsed() };
     let read_only = prints(saved)?;
     let trial = Trial { format: FORMAT, nonces, read_only, state };
-    postcard::to_stdvec(&trial).map_err(|e| super::unexpected("the rehearsal", &e))
+    let state = postcard::to_stdvec(&trial).map_err(|e| super::unexpected("the rehearsal", &e))?;
+    Ok(port::Trial { state, save: Duration::ZERO, storage })
 }
 
 /// How the read-only ones of `disks` look.
@@ -67,7 +76,7 @@ pub fn attempt(
             let what = format!("the source's state for the rehearsal cannot be read: {why}");
             let remedy = "use neighbouring releases of migrate on both hosts";
             let failure = Failure::new(ErrorCode::Incompatible, what, remedy);
-            return Rehearsal { took: std::time::Duration::ZERO, problems: vec![said(&failure)] };
+            return Rehearsal { took: Duration::ZERO, problems: vec![said(&failure)] };
         }
     };
     let mut rehearsal = restore(&trial.state);
@@ -91,10 +100,10 @@ mod tests {
     #[test]
     fn a_state_arrives_and_anything_else_is_a_problem() {
         let disks = DiskSet::start(Uuid::nil(), &[]).unwrap();
-        let good = document(vec![1, 2, 3], &disks, &[]).unwrap();
+        let good = document(vec![1, 2, 3], &disks, &[]).unwrap().state;
         let fine = |state: &[u8]| {
             assert_eq!(state, [1, 2, 3]);
-            Rehearsal { took: std::time::Duration::from_millis(1), problems: vec![] }
+            Rehearsal { took: Duration::from_millis(1), problems: vec![] }
         };
         assert_eq!(attempt(&good, &disks, &[], fine).problems, Vec::<String>::new());
         for cut in 0..good.len() {

@@ -1,5 +1,8 @@
 //! The owner's part in a move: it lends its machine, takes it back, and hears the outcome.
 
+use std::time::Instant;
+
+use migrate_engine::port::Trial;
 use migrate_engine::session::Command as Word;
 
 use super::{Answer, Ending, ExitHow, Failure, MakeMachine, Owner, PausedMachine, Request, State};
@@ -131,23 +134,26 @@ impl<M: MakeMachine> Owner<M> {
     }
 
     /// The state at this moment. A guest that runs stands still for as long as reading it takes.
-    fn rehearsal_state(&mut self) -> (Result<Vec<u8>, Failure>, Option<Ending>) {
+    fn rehearsal_state(&mut self) -> (Result<Trial, Failure>, Option<Ending>) {
         let ran = matches!(self.state, State::Running(_));
         if !ran && !matches!(self.state, State::Paused(_)) {
             return (Err(not_here()), None);
         }
+        let began = Instant::now();
         self.pause_machine();
         let state = match &mut self.state {
             State::Paused(machine) => machine.save_state(),
             _ => Err(not_here()),
         };
+        let save = began.elapsed();
         let resumed = if ran { self.resume_machine() } else { Ok(Ok(())) };
         let state = match resumed {
             Ok(Ok(())) => state,
             Ok(Err(failure)) => Err(failure),
             Err(ending) => return (Err(not_here()), Some(ending)),
         };
-        (state.and_then(|state| trial::document(state, &self.disk_set, &self.disks)), None)
+        let trial = state.and_then(|s| trial::document(s, &self.disk_set, &self.disks));
+        (trial.map(|trial| Trial { save, ..trial }), None)
     }
 
     /// The machine, for the switch. `None`: the guest ends, or is being reset, just now.

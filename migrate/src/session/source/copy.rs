@@ -1,7 +1,7 @@
 //! While the guest runs: rounds, the rehearsal beside them, and what they end with.
 
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::super::Event;
 use super::super::edge::Clock;
@@ -13,7 +13,7 @@ use super::session::{Done, Session, Trial};
 use crate::codec::DigestKey;
 use crate::converge::{Advice, Costs, Why};
 use crate::handover::effect::Input;
-use crate::port::{Rights, RunningGuest};
+use crate::port::{self, Rights, RunningGuest};
 use crate::precopy::{End, Precopy, PrecopyError, RoundReport};
 use crate::pump::{Source as Pump, TalkError};
 use crate::wire::Message as Wire;
@@ -78,19 +78,18 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
         let Hold::Running(mut guest) = self.hold.take() else { return };
         self.trial = Trial::Begun;
         self.jobs.start(async move {
-            let (guest, state, took) = blocking(move || {
-                let began = Instant::now();
-                let state = guest.rehearsal_state();
-                (guest, state, began.elapsed())
+            let (guest, trial) = blocking(move || {
+                let trial = guest.rehearsal_state();
+                (guest, trial)
             })
             .await;
-            Done::TrialState(guest, state, took)
+            Done::TrialState(guest, trial)
         });
     }
 
-    pub(super) async fn trial_state(&mut self, state: Result<Vec<u8>, G::Error>, took: Duration) {
-        let state = match state {
-            Ok(state) => state,
+    pub(super) async fn trial_state(&mut self, trial: Result<port::Trial, G::Error>) {
+        let port::Trial { state, save, storage } = match trial {
+            Ok(trial) => trial,
             Err(why) => {
                 let why = format!("the guest's state cannot be saved: {why}");
                 return self.fail(Reason::GuestFailed, why);
@@ -105,7 +104,8 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
         }
         let trial = Rehearsal {
             state_bytes: bytes as u64,
-            save_us: micros(took),
+            save_us: micros(save),
+            storage_us: micros(storage),
             restore_us: 0,
             problems: Vec::new(),
         };
@@ -129,7 +129,7 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
         let costs = Costs {
             save: Duration::from_micros(trial.save_us),
             restore: Duration::from_micros(restore_us),
-            storage: self.plan.storage,
+            storage: Duration::from_micros(trial.storage_us),
             state_bytes: trial.state_bytes,
             ..Costs::default()
         };

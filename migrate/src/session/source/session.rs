@@ -19,7 +19,7 @@ use super::{Outcome, Plan};
 use crate::converge::{Advice, Costs};
 use crate::handover::effect::{Effect, Input, Timer};
 use crate::handover::source::{Setup, Source, State, pause_limit};
-use crate::port::{NotPaused, PausedGuest, Rights, RunningGuest};
+use crate::port::{self, NotPaused, PausedGuest, Rights, RunningGuest};
 use crate::precopy::{End, Precopy, PrecopyError, RoundReport};
 use crate::pump::{Cancel, Lanes, TalkError};
 use crate::transport::link::{CloseCode, Link, SourceLink};
@@ -50,7 +50,7 @@ pub(super) enum Stage {
 pub(super) enum Done<G: RunningGuest> {
     Logged(G, Result<G::Log, GuestError<G>>),
     Copied(Box<(Copy<G>, PumpTalk)>, Result<End, PrecopyError>),
-    TrialState(G, Result<Vec<u8>, GuestError<G>>, Duration),
+    TrialState(G, Result<port::Trial, GuestError<G>>),
     Paused(Result<G::Paused, NotPaused<G, GuestError<G>>>),
     Saved(crate::handover::proof::Stopped<G::Paused>, Result<Vec<u8>, PausedError<G>>),
     LastRound(Box<(Copy<G>, PumpTalk)>, Result<RoundReport, PrecopyError>),

@@ -33,9 +33,9 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
                 self.copy_is_back(copy);
                 self.copied(end).await;
             }
-            Done::TrialState(guest, state, took) => {
+            Done::TrialState(guest, trial) => {
                 self.hold = Hold::Running(guest);
-                self.trial_state(state, took).await;
+                self.trial_state(trial).await;
             }
             Done::Paused(paused) => self.paused(paused),
             Done::Saved(stopped, state) => self.saved(stopped, state),

@@ -230,6 +230,8 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
                 self.word(message);
             }
             Command::PeerGone(why) => {
+                // Nobody waits to hear how this ends.
+                self.peer.ended = true;
                 self.end_attempt(Reason::PeerGone, why.clone());
                 self.after(DRAIN_MS, Done::PeerSilent(why));
             }

@@ -8,7 +8,7 @@ use crate::handover::journal::{Illegal, Ledger, Mark, Record};
 use crate::handover::message::{Message, from_ledger};
 use crate::handover::proof::Durable;
 use crate::handover::term::{Beside, BootId, HostId, Millis, Stamp, Switch, Term};
-use crate::port::{Lock, NotPaused, PausedGuest, Receiver, Rehearsal, Rights, RunningGuest};
+use crate::port::{Lock, NotPaused, PausedGuest, Receiver, Rehearsal, Rights, RunningGuest, Trial};
 use crate::pump::fake::{Log, Ram, Writer};
 use crate::session::Clock;
 
@@ -191,9 +191,9 @@ impl RunningGuest for Guest {
         Ok(Log::start(&self.ram, self.seed.is_multiple_of(2)))
     }
 
-    fn rehearsal_state(&mut self) -> Result<Vec<u8>, Planned> {
+    fn rehearsal_state(&mut self) -> Result<Trial, Planned> {
         self.world.step(format!("{} saves for a trial", self.side))?;
-        Ok(b"trial".to_vec())
+        Ok(Trial { state: b"trial".to_vec(), ..Trial::default() })
     }
 
     fn pause(mut self) -> Result<Still, NotPaused<Self, Planned>> {

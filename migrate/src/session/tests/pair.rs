@@ -120,7 +120,6 @@ pub(super) fn plan(setup: &Setup) -> source::Plan {
         paused: setup.paused,
         limits: Limits { max_downtime: setup.max_downtime, timeout: setup.timeout },
         on_stall: OnStall::Pause,
-        storage: Duration::ZERO,
         audit: setup.audit,
         began_unix_ms: 1_700_000_000_000,
     }
