@@ -141,7 +141,14 @@ fn disks_that_keep_their_guest_where_it_is() {
     site.a.scribbler("web1", KIND, &[&GUEST[..], &["--disk", &disk]].concat());
     // A record of its own, as a guest that ran there left it.
     site.b.home.done(&[
-        "run", "old", "--guest", "scribbler:ws=1M", "--memory", "32M", "--disk", &disk,
+        "run",
+        "old",
+        "--guest",
+        "scribbler:ws=1M",
+        "--memory",
+        "32M",
+        "--disk",
+        &disk,
     ]);
     site.b.home.done(&["stop", "old"]);
     site.b.assert_empty();

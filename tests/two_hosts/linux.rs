@@ -69,8 +69,7 @@ struct Peer {
 
 impl Peer {
     fn new(lab: &lab::Lab) -> Self {
-        let listener =
-            lab.on(lab::Host::Outside, || TcpListener::bind("10.78.0.254:0").unwrap());
+        let listener = lab.on(lab::Host::Outside, || TcpListener::bind("10.78.0.254:0").unwrap());
         let port = listener.local_addr().unwrap().port();
         let (end, pieces, longest) = <(Arc<AtomicBool>, Arc<AtomicU64>, Arc<AtomicU64>)>::default();
         let shared = (Arc::clone(&end), Arc::clone(&pieces), Arc::clone(&longest));
@@ -233,7 +232,11 @@ fn a_linux_guest_goes_to_and_fro_in_the_middle_of_its_work() {
         here.0.assert_empty();
         println!(
             "move {number}: {} ms, stood still for {} ms, longest echo {} ms, {} sums, {} copies",
-            report["total_ms"], report["downtime_ms"], peer.longest_ms(), seen[0], seen[1]
+            report["total_ms"],
+            report["downtime_ms"],
+            peer.longest_ms(),
+            seen[0],
+            seen[1]
         );
         (here, there) = (there, here);
     }

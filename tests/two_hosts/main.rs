@@ -7,8 +7,8 @@
 mod support;
 
 mod disks;
-mod linux;
 mod links;
+mod linux;
 mod readme;
 mod rig;
 mod shell;

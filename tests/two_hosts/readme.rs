@@ -26,7 +26,8 @@ fn commands() -> Vec<(&'static str, &'static str)> {
 /// The command line that starts the service, which the README gives before the block.
 fn service() -> &'static str {
     let before = README.split_once("<!-- two-hosts -->").unwrap().0;
-    let (_, line) = before.rsplit_once("the service runs: `").expect("README.md starts the service");
+    let (_, line) =
+        before.rsplit_once("the service runs: `").expect("README.md starts the service");
     line.split_once('`').unwrap().0
 }
 

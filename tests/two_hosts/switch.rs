@@ -78,9 +78,7 @@ fn the_word_that_cedes_the_guest_is_lost() {
     // The last piece has left, also where this machine is slow to send it.
     std::thread::sleep(Duration::from_millis(100));
     lab.relay("cut a-to-b");
-    eventually("the guest is ceded", || {
-        (phase_of(&site.a, &id)["phase"] == "ceded").then_some(())
-    });
+    eventually("the guest is ceded", || (phase_of(&site.a, &id)["phase"] == "ceded").then_some(()));
     // It is nowhere, and that is said, for as long as the two cannot talk.
     let until = std::time::Instant::now() + FOR_GOOD;
     while std::time::Instant::now() < until {
