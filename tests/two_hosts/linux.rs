@@ -23,7 +23,7 @@ const MOVES_VARIABLE: &str = "MIGRATE_TEST_MOVES";
 /// Between the clocks of host and guest, and of saving and restoring.
 const SLACK: Duration = Duration::from_millis(500);
 /// Longest time that anything in the guest takes to go on.
-const PATIENCE: Duration = Duration::from_secs(240);
+const PATIENCE: Duration = Duration::from_mins(4);
 
 /// The directory that `scripts/guest/build` made, or a loud skip.
 fn images() -> Option<PathBuf> {

@@ -6,7 +6,7 @@ use crate::site::Host;
 use crate::support::{Console, eventually};
 
 /// A guest whose kernel is emulated takes its time, and a busy host its own.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_mins(5);
 
 /// A guest's shell.
 pub struct Shell {
