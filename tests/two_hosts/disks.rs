@@ -167,6 +167,7 @@ fn disks_that_keep_their_guest_where_it_is() {
     let ran = site.a.tries("web2", "beta", &[]);
     assert_eq!(ran.code, Some(4), "{ran:?}");
     let said = last(&ran)["error"].clone();
+    assert_eq!(said["code"], "local-disk", "{said}");
     let message = said["message"].as_str().unwrap();
     assert!(message.contains(local) && message.contains("this host only"), "{said}");
     assert!(said["remedy"].as_str().unwrap().contains(",shared"), "{said}");
