@@ -7,4 +7,5 @@ pub mod config;
 pub mod daemon;
 pub mod guest;
 pub mod host;
+pub mod logging;
 pub mod show;

@@ -1,10 +1,9 @@
 //! The `migrate` command. Everything is in the library; here the process is set up.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::process::ExitCode;
 
 use migrate::host::spawn;
-use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     report_panics();
@@ -12,21 +11,9 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|word| word == spawn::SUBCOMMAND) {
         return migrate::guest::process::process_main(&migrate::adapter::VmmHost);
     }
-    log_to_stderr();
+    migrate::logging::start(std::env::args_os());
     std::panic::catch_unwind(|| migrate::cli::main(std::env::args_os()))
         .unwrap_or(ExitCode::FAILURE)
-}
-
-/// `MIGRATE_LOG` chooses what is logged, in the syntax of `RUST_LOG`; by default warnings.
-fn log_to_stderr() {
-    let filter = EnvFilter::try_from_env("MIGRATE_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
-        .with_target(false)
-        .log_internal_errors(false)
-        .init();
 }
 
 /// A defect of this program is told in a sentence that says where it is.

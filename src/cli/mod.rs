@@ -54,11 +54,8 @@ impl Session {
 
     /// The command that starts it.
     fn start_daemon(&self) -> String {
-        let system = self.dirs.config == Path::new("/etc/migrate");
-        let unit =
-            ["/etc/systemd/system/migrate.service", "/usr/lib/systemd/system/migrate.service"];
-        if system && unit.iter().any(|path| Path::new(path).exists()) {
-            return "systemctl start migrate".to_owned();
+        if let Some(unit) = start_unit(&self.dirs, Path::exists) {
+            return unit.to_owned();
         }
         self.command("daemon")
     }
@@ -76,6 +73,22 @@ impl Session {
             _ => format!("migrate {words}"),
         }
     }
+}
+
+/// The command that starts the unit of an instance, if one of those paths where it may be
+/// installed `exists`. A private instance has none.
+fn start_unit(dirs: &Dirs, exists: impl Fn(&Path) -> bool) -> Option<&'static str> {
+    let unit = "migrate.service";
+    if dirs.config == Path::new("/etc/migrate") {
+        let places =
+            ["/etc/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system"];
+        let there = places.iter().any(|place| exists(&Path::new(place).join(unit)));
+        return there.then_some("systemctl start migrate");
+    }
+    let above = dirs.config.parent()?;
+    let own = above.join("systemd/user").join(unit);
+    let private = Dirs::below(above) == *dirs;
+    (!private && exists(&own)).then_some("systemctl --user start migrate")
 }
 
 /// Runs the command line `words`, the program's name included.
@@ -152,6 +165,26 @@ fn dispatch(command: Command, session: &Session) -> Done {
 mod tests {
     use super::*;
     use clap::CommandFactory;
+
+    #[test]
+    fn the_unit_is_named_only_where_it_is() {
+        let dirs =
+            |config: &str| Dirs { config: config.into(), run: "/r".into(), state: "/s".into() };
+        let with = |dirs: &Dirs, unit: &str| start_unit(dirs, |path| path == Path::new(unit));
+        let system = dirs("/etc/migrate");
+        assert_eq!(
+            with(&system, "/etc/systemd/system/migrate.service"),
+            Some("systemctl start migrate")
+        );
+        assert_eq!(with(&system, "/home/a/.config/systemd/user/migrate.service"), None);
+        let own = dirs("/home/a/.config/migrate");
+        assert_eq!(
+            with(&own, "/home/a/.config/systemd/user/migrate.service"),
+            Some("systemctl --user start migrate")
+        );
+        assert_eq!(with(&own, "/etc/systemd/system/migrate.service"), None);
+        assert_eq!(start_unit(&Dirs::below(Path::new("/p")), |_| true), None);
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use migrate_engine::transport::identity::Ephemeral;
+use tracing::Instrument;
 use uuid::Uuid;
 
 use self::room::{Claim, Host, Limits, Room};
@@ -34,6 +35,7 @@ use crate::config::{GuestDefinition, hex};
 use crate::guest::moving::report::About;
 use crate::host::leftover::{self, Life};
 use crate::host::spawn::{Receiver, launch_receiver};
+use crate::logging;
 
 pub use facts::memory;
 
@@ -166,8 +168,9 @@ impl Daemon {
                 if !wanted {
                     self.cancel_receiver(&open.about.guest).await;
                 }
+                let span = logging::about_move(Some(open.about.move_id), &open.about.guest);
                 let receiving = receive(Arc::clone(self), open, begun, Some(reservation));
-                tokio::spawn(receiving);
+                tokio::spawn(receiving.instrument(span));
                 Ok(answer.prepared(room_bytes))
             }
             Err(failure) => {
@@ -211,7 +214,9 @@ impl Daemon {
                 patience_ms: u64::try_from(ORPHAN.as_millis()).unwrap_or(u64::MAX),
             }),
         };
-        let started = tokio::task::spawn_blocking(move || launch_receiver(&spec, Some(LAUNCH)));
+        let span = logging::about_move(Some(move_id), &spec.definition.name);
+        let launch = move || span.in_scope(|| launch_receiver(&spec, Some(LAUNCH)));
+        let started = tokio::task::spawn_blocking(launch);
         let started = started.await.map_err(|e| unexpected("the receiver", &e))?;
         let Receiver { addresses, child } = started?;
         let ports = addresses.iter().map(SocketAddr::port).collect();

@@ -282,9 +282,10 @@ impl Daemon {
             let what = "it is not on the other side of such a move";
             return Err(Failure::new(ErrorCode::NotFound, what, "see the logs of both daemons"));
         };
-        tracing::warn!(MOVE = %move_id, GUEST = name, from, why = gone.why, "the other process is dead");
+        let why = gone.why[..gone.why.floor_char_boundary(PeerGone::WHY_MAX)].to_owned();
+        tracing::warn!(MOVE = %move_id, GUEST = name, from, why, "the other process is dead");
         let client = GuestClient::new(&name, self.dirs.guest(&name));
-        client.peer_gone(gone).await.map_err(|e| client.failure(e))?;
+        client.peer_gone(&PeerGone { why }).await.map_err(|e| client.failure(e))?;
         Ok(())
     }
 }

@@ -13,6 +13,7 @@
 //! | [`history`] | reports of moves, as files |
 //! | [`check`] | what is well and what is not between two hosts |
 //! | [`api`], [`metrics`] | the HTTP API on the Unix socket |
+//! | [`service`] | what systemd hears of the daemon |
 //!
 //! It never holds a guest's memory, and never decides whose a guest is: the hand-over does.
 
@@ -28,6 +29,7 @@ mod metrics;
 mod moves;
 pub mod peer;
 mod peers;
+mod service;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -40,6 +42,7 @@ use migrate_engine::transport::identity::renewal::Renewal;
 use migrate_engine::transport::quic::{Dialler, HostEndpoint, Settings};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::api::host::HostInfo;
@@ -110,7 +113,7 @@ async fn serve(dirs: &Dirs) -> Result<(), Failure> {
     daemon.adopt();
     tokio::spawn(renew(Arc::clone(&daemon)));
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| unexpected("signals", &e))?;
-    notify("READY=1");
+    service::ready();
     tracing::info!(pid = std::process::id(), "the daemon is ready");
     let served = api::serve(listener, Arc::clone(&daemon));
     tokio::select! {
@@ -118,29 +121,11 @@ async fn serve(dirs: &Dirs) -> Result<(), Failure> {
         _ = terminate.recv() => {}
         _ = tokio::signal::ctrl_c() => {}
     }
-    notify("STOPPING=1");
+    service::stopping();
     tracing::info!("the daemon ends; guests run on");
     // Whoever connects finds nobody, not a socket that hangs.
     let _ = std::fs::remove_file(dirs.daemon_socket());
     Ok(())
-}
-
-/// Tells the service manager, if there is one (`sd_notify(3)`).
-fn notify(state: &str) {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
-    let socket = std::os::unix::net::UnixDatagram::unbound();
-    let sent = socket.and_then(|socket| {
-        use std::os::linux::net::SocketAddrExt;
-        let bytes = path.as_encoded_bytes();
-        let address = match bytes.strip_prefix(b"@") {
-            Some(name) => std::os::unix::net::SocketAddr::from_abstract_name(name)?,
-            None => std::os::unix::net::SocketAddr::from_pathname(&path)?,
-        };
-        socket.send_to_addr(state.as_bytes(), &address)
-    });
-    if let Err(error) = sent {
-        tracing::warn!(%error, "the service manager was not told");
-    }
 }
 
 /// The API's socket, for its owner and, in the system instance, for the group `migrate`.
@@ -300,7 +285,8 @@ impl Daemon {
             match self.begin_move(&open) {
                 Ok(begun) => {
                     tracing::info!(MOVE = %id, GUEST = open.about.guest, "a move is followed again");
-                    tokio::spawn(Arc::clone(self).adopt_move(open, begun));
+                    let span = crate::logging::about_move(Some(id), &open.about.guest);
+                    tokio::spawn(Arc::clone(self).adopt_move(open, begun).instrument(span));
                 }
                 Err(failure) => tracing::error!(MOVE = %id, %failure, "a move is not followed"),
             }

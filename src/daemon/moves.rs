@@ -235,7 +235,7 @@ impl Daemon {
     /// A move has ended, as far as this host knows: its report is kept, and those who watch hear
     /// it. One that is in doubt stays on record.
     pub(super) fn end_move(&self, open: &Open, report: &MoveReport) {
-        tracing::info!(MOVE = %report.move_id, GUEST = report.guest, outcome = ?report.outcome,
+        tracing::info!(MOVE = %report.move_id, GUEST = report.guest, outcome = report.outcome.map(tracing::field::debug),
             error = report.error.as_ref().map(|e| e.message.as_str()), "a move ended");
         // The source's report says more than ours, and may have come before.
         let out = open.direction == Direction::Out;

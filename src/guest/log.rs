@@ -10,6 +10,8 @@ use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::writer::OptionalWriter;
 
+use crate::logging;
+
 /// Messages that may be written at once.
 const BURST: u64 = 1000;
 /// After that, one more each time this has passed: about a megabyte a day.
@@ -17,17 +19,8 @@ const EVERY: Duration = Duration::from_secs(10);
 
 /// Starts it. `MIGRATE_LOG` filters.
 pub fn start() {
-    let filter = std::env::var("MIGRATE_LOG").unwrap_or_else(|_| "info".into());
     let limited = Limited { start: Instant::now(), bucket: Mutex::new(Bucket::new()) };
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(limited)
-        .with_ansi(false)
-        // A log that cannot be written, on a full disk for example, must not end a guest. The
-        // default is to tell so on standard error, which is that log: it would panic.
-        .log_internal_errors(false)
-        .finish();
-    let _ = tracing::subscriber::set_global_default(subscriber);
+    logging::start_for_guest(limited);
 }
 
 /// How many messages may still be written.

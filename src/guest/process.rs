@@ -242,6 +242,7 @@ fn build<O: OpenMachine>(
     let (spec, fds) =
         receive_launch(launch).map_err(|e| unexpected("the launch document cannot be read", &e))?;
     check_name(&spec.definition.name)?;
+    crate::logging::process::is_of(&spec.definition.name);
     check_paths(&spec.definition)?;
     let caller = watch_caller(&spec, launch)?;
     let ReceivedFds { console, load, taps } = fds;
@@ -397,7 +398,7 @@ impl<M: MakeMachine> Guest<M> {
     fn rule(self) -> ExitCode {
         let Self { owner, server, dir, facts, spec } = self;
         let Ended { how, detail, journal, farewells, mover } = owner.run();
-        tracing::info!(?how, ?detail, "the guest ended");
+        tracing::info!(?how, detail = detail.as_deref(), "the guest ended");
         // A switch that came to nothing leaves the guest in a later term.
         let facts = Facts { term: journal.last().map_or(facts.term, |r| r.term()), ..facts };
         if let Err(error) = ending::leave(&spec.dirs, dir.paths(), &facts, how, detail) {

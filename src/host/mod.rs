@@ -4,5 +4,6 @@
 pub mod exits;
 pub mod leftover;
 pub mod registry;
+pub mod scope;
 pub mod spawn;
 pub mod taps;

@@ -139,13 +139,13 @@ fn silent(dirs: &Dirs, client: &GuestClient, error: &CallError) -> Option<Entry>
         Ok(Life::Absent) => return None,
         Ok(Life::Dead(claim)) => {
             if let Err(e) = leftover::clean(dirs, client.paths(), claim) {
-                tracing::warn!(guest = name, "cannot clear up: {e}");
+                tracing::warn!(GUEST = name, "cannot clear up: {e}");
             }
             Silence::Gone
         }
         Ok(Life::Alive) => Silence::Unreachable,
         Err(e) => {
-            tracing::warn!(guest = name, "{error}; its lock cannot be looked at: {e}");
+            tracing::warn!(GUEST = name, "{error}; its lock cannot be looked at: {e}");
             Silence::Unreachable
         }
     };

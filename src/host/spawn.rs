@@ -12,14 +12,17 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, SystemTime};
 
-use super::{exits, taps};
+use super::{exits, scope, taps};
 use crate::api::launch::{LaunchError, LaunchFds, receive_reply, send_launch};
 use crate::api::{ErrorCode, Failure, GuestInfo, LaunchReply, LaunchSpec};
+use crate::logging;
 
 /// The hidden subcommand.
 pub const SUBCOMMAND: &str = "guest-process";
 /// A guest's log is begun anew when it has grown to this many bytes.
 const LOG_MAX: u64 = 1 << 20;
+/// A command waits so long for a slow systemd after its guest is ready, then ends.
+const SCOPE_GRACE: Duration = Duration::from_millis(200);
 /// As much of the log is searched for the last words of a process that died.
 const LAST_WORDS: u64 = 4096;
 
@@ -99,6 +102,10 @@ fn start_process(
     let taps = taps::make(&spec.definition, &spec.dirs)?;
     let (ours, theirs) = UnixStream::pair().map_err(|e| cannot_start(&e))?;
     let mut child = start(theirs, log).map_err(|e| cannot_start(&e))?;
+    // One that ends with its caller has its place beside it.
+    let lasting = !spec.die_with_parent;
+    let name = &spec.definition.name;
+    let scope = lasting.then(|| scope::ask(&spec.dirs, name, child.id())).flatten();
 
     // A process that died early breaks the socket; why it died is told by its answer or its log.
     let fds = LaunchFds { console: None, load: load.map(AsFd::as_fd), taps: &taps };
@@ -106,6 +113,13 @@ fn start_process(
         Ok(()) | Err(LaunchError::Io(_)) => wait_for_reply(&mut child, deadline),
         Err(other) => Err(NoReply::Broken(other)),
     };
+    let ready = matches!(&reply, Ok(reply) if !matches!(reply, LaunchReply::Failed(_)));
+    match scope {
+        Some(asked) if !ready => asked.withdraw(),
+        Some(asked) if spec.receive.is_none() => asked.settle(SCOPE_GRACE),
+        // A receiver's caller is the daemon, which lives on.
+        _ => {}
+    }
     match reply {
         Ok(LaunchReply::Failed(body)) => {
             let _ = child.wait();
@@ -167,7 +181,7 @@ fn start(socket: UnixStream, log: File) -> io::Result<Child> {
         .stdin(OwnedFd::from(socket))
         .stdout(Stdio::piped())
         .stderr(log);
-    for name in ["MIGRATE_LOG", "RUST_BACKTRACE"] {
+    for name in [logging::FILTER, logging::FORMAT, "RUST_BACKTRACE"] {
         if let Some(value) = std::env::var_os(name) {
             command.env(name, value);
         }

@@ -163,6 +163,31 @@ fn two_guests_that_come_together_cannot_share_the_last_of_the_room() {
 }
 
 #[test]
+fn of_two_guests_that_come_at_once_one_is_refused() {
+    if !kvm() {
+        return;
+    }
+    let site = Site::with("[limits]\nmemory = \"96M\"\n");
+    let kind = "ws=8M,data=24M,rate=500,hb=5ms,poll=5ms";
+    let words = ["--bandwidth", "16MB", "--max-downtime", "5s"];
+    let guests = ["web1", "web2"];
+    for guest in guests {
+        site.a.scribbler(guest, kind, &["--memory", "64M"]);
+    }
+    let ids = guests.map(|guest| site.a.begin(guest, &site.b, &words));
+    let reports = ids.map(|id| site.a.until_ended(&id));
+    let kept: Vec<&Value> = reports.iter().filter(|r| r["outcome"] == "kept").collect();
+    let moved: Vec<&Value> = reports.iter().filter(|r| r["outcome"] == "moved").collect();
+    assert_eq!((kept.len(), moved.len()), (1, 1), "{reports:?}");
+    assert_eq!(kept[0]["error"]["code"], "no-room");
+    for (host, report) in [(&site.a, kept[0]), (&site.b, moved[0])] {
+        let guest = report["guest"].as_str().unwrap();
+        host.assert_runs(guest).verify_clean((24 + 8) * 256);
+        assert_eq!(host.home.done(&["ls"])["guests"].as_array().unwrap().len(), 1);
+    }
+}
+
+#[test]
 fn what_the_destination_has_not_is_named_before_anything_is_sent() {
     if !kvm() {
         return;

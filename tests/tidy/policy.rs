@@ -87,6 +87,7 @@ pub const PURE: &[&str] = &[
     "migrate/src/transport/meter.rs",
     "migrate/src/unit",
     "migrate/src/wire",
+    "src/daemon/inbound/room.rs",
     "src/guest/decide.rs",
     "src/guest/disks/check.rs",
     "src/guest/disks/record.rs",

@@ -87,7 +87,7 @@ impl Place {
                             self.step(Input::Recorded(record));
                         }
                         Err(error) => {
-                            tracing::error!(%error, "the journal cannot be written");
+                            tracing::error!(GUEST = self.whose.name, %error, "the journal cannot be written");
                             // It stays to be done, when somebody asks or time has passed.
                             self.effects.push_front(effect);
                             return said;
@@ -126,7 +126,7 @@ impl Place {
                 self.effects.extend(effects);
             }
             Err(error) => {
-                tracing::error!(%error, "the journal does not allow what was decided");
+                tracing::error!(GUEST = self.whose.name, %error, "the journal does not allow what was decided");
             }
         }
     }

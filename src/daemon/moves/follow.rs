@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tracing::Instrument;
 use uuid::Uuid;
 
 use super::outbox::{Outbox, Waiting, outbox};
@@ -35,7 +36,8 @@ pub async fn follow(daemon: &Arc<Daemon>, open: &Arc<Open>, feed: &Feed) -> Hear
     let (words, carried) = outbox();
     // What was said last is carried even if it is not heard any more here; a host that does not
     // answer keeps nobody waiting.
-    tokio::spawn(carry(Arc::clone(daemon), Arc::clone(open), carried));
+    let carrying = carry(Arc::clone(daemon), Arc::clone(open), carried);
+    tokio::spawn(carrying.in_current_span());
     let about = &open.about;
     let listening = Listening {
         client: GuestClient::new(&about.guest, daemon.dirs.guest(&about.guest)),
@@ -158,7 +160,10 @@ mod tests {
             let mut text = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n".to_owned();
             for event in events {
                 let line = serde_json::to_string(&event).unwrap() + "\n";
-                text.push_str(&format!("{:x}\r\n{line}\r\n", line.len()));
+                let length = format!("{:x}", line.len());
+                for part in [&length, "\r\n", &line, "\r\n"] {
+                    text.push_str(part);
+                }
             }
             socket.write_all(text.as_bytes()).await.unwrap();
             // Not closed before it was read, and never with the chunk that would be the last.
@@ -166,8 +171,8 @@ mod tests {
         }
     }
 
-    /// How a move is heard to end whose process gives these answers, and then dies if `dies`.
-    fn heard(answers: Vec<Vec<MoveEvent>>, about: About, dies: bool) -> (Heard, Vec<String>) {
+    /// How a move is heard to end whose process gives these answers, and is then killed if so.
+    fn heard(answers: Vec<Vec<MoveEvent>>, about: About, killed: bool) -> (Heard, Vec<String>) {
         let home = tempfile::tempdir().unwrap();
         let dirs = Dirs::below(home.path());
         dirs.prepare().unwrap();
@@ -180,7 +185,7 @@ mod tests {
             let listener = UnixListener::bind(paths.api()).unwrap();
             let process = tokio::spawn(async move {
                 process(listener, answers).await;
-                if dies {
+                if killed {
                     drop(journal);
                 } else {
                     std::future::pending::<()>().await;

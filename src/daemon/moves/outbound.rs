@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use migrate_engine::transport::identity::{Ephemeral, Right};
 use migrate_engine::transport::quic::socket::path_payload;
 use tokio::sync::watch;
+use tracing::Instrument;
 use uuid::Uuid;
 
 use super::follow::{Heard, follow};
@@ -28,6 +29,7 @@ use crate::daemon::peers::{self, Told};
 use crate::daemon::{Daemon, host_name, unexpected};
 use crate::guest::moving::report::About;
 use crate::host::registry;
+use crate::logging;
 
 /// How long a guest process may take to tell of itself.
 const LOOK: Duration = Duration::from_secs(5);
@@ -65,7 +67,8 @@ pub async fn begin(daemon: &Arc<Daemon>, request: MoveRequest) -> Result<Uuid, F
     };
     let about = &open.about;
     tracing::info!(MOVE = %id, GUEST = about.guest, to = about.to.name, "a move begins");
-    tokio::spawn(run(Arc::clone(daemon), client, Arc::clone(&open), begun));
+    let span = logging::about_move(Some(id), &about.guest);
+    tokio::spawn(run(Arc::clone(daemon), client, Arc::clone(&open), begun).instrument(span));
     Ok(id)
 }
 

@@ -97,6 +97,7 @@ impl UnderWay {
         let (commands, told) = mpsc::channel(COMMANDS);
         let telling = feed.clone();
         let body = move || {
+            let _log = crate::logging::process::moving(move_id);
             runtime.block_on(session(told, telling));
             runtime.shutdown_background();
         };

@@ -221,6 +221,9 @@ impl<M: MakeMachine> Owner<M> {
                 None
             }
             Over::Moved => {
+                if let Some(m) = &moving {
+                    tracing::info!(MOVE = %m.move_id, to = m.to, "the guest has moved");
+                }
                 let to = moving.as_ref().map_or_else(String::new, |m| format!("to {}", m.to));
                 Some(Ending::stopped(ExitHow::Moved, Some(to)))
             }
