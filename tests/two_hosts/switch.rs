@@ -88,7 +88,10 @@ fn the_word_that_cedes_the_guest_is_lost() {
         let report = phase_of(&site.a, &id);
         assert!(report["outcome"].is_null(), "nobody can know: {report}");
         let said = site.a.home.text(&["report", &id]);
-        assert!(said.stdout.contains("in doubt") && said.stdout.contains("both daemons"), "{said:?}");
+        assert!(
+            said.stdout.contains("in doubt") && said.stdout.contains("both daemons"),
+            "{said:?}"
+        );
         std::thread::sleep(Duration::from_secs(5));
     }
     lab.relay("heal");
