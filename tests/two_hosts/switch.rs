@@ -13,7 +13,7 @@ use crate::support::eventually;
 /// One way. Twice as long passes between the last piece and its answer.
 const DELAY: &str = "delay=250ms";
 /// The link is silent for longer than either side takes for alive.
-const FOR_GOOD: Duration = Duration::from_secs(45);
+const FOR_GOOD: Duration = Duration::from_secs(35);
 
 /// A guest whose last piece is under way to the second host.
 #[track_caller]
