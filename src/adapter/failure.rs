@@ -1,5 +1,6 @@
 //! What went wrong in `vmm`, in the terms of the API: a stable code and what to do next.
 
+use vmm::cpu::compat::Lack;
 use vmm::devices::tap::TapError;
 use vmm::devices::virtio::DeviceError;
 use vmm::devices::virtio::block::DiskOpenError;
@@ -52,15 +53,20 @@ pub fn tap(error: &TapError) -> Failure {
     Failure::new(ErrorCode::BadNet, error.to_string(), SEE_MESSAGE)
 }
 
+/// The host's CPU cannot be what a guest knows.
+pub fn cpu(lack: &Lack) -> Failure {
+    Failure::new(ErrorCode::CpuMismatch, lack.to_string(), lack.remedy())
+}
+
 /// A machine could not be made.
 pub fn machine(error: &MachineError) -> Failure {
     let code = match error {
         MachineError::Kvm(e) => return kvm(e),
+        MachineError::Cpu(lack) => return cpu(lack),
         MachineError::State(e) => return state(e),
         MachineError::Ram(_) => ErrorCode::NoMemory,
         MachineError::Boot(_) => ErrorCode::BadKernel,
-        MachineError::Cpu(_)
-        | MachineError::Vcpu {
+        MachineError::Vcpu {
             source: VcpuError::MsrWrite { .. } | VcpuError::TscKhz { .. },
             ..
         } => ErrorCode::CpuMismatch,

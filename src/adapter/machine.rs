@@ -247,6 +247,10 @@ impl RunningMachine for VmmRunning {
 struct VmmControls(vmm::machine::Controls);
 
 impl Controls for VmmControls {
+    fn cpu(&self) -> vmm::cpu::Shown {
+        self.0.cpu().clone()
+    }
+
     fn cpu_share(&self) -> u8 {
         self.0.cpu_share()
     }

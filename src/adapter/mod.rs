@@ -16,3 +16,12 @@ pub use open::VmmHost;
 pub fn check_kvm() -> Result<(), crate::api::Failure> {
     vmm::kvm::Kvm::open().map(|_| ()).map_err(|e| failure::kvm(&e))
 }
+
+/// This host's CPU, as guests could be shown it without the features that are `hidden`.
+///
+/// # Errors
+/// As for [`check_kvm`]; `unexpected` if KVM then refuses a call.
+pub fn host_cpu(hidden: Vec<String>) -> Result<vmm::cpu::host::HostCpu, crate::api::Failure> {
+    let kvm = vmm::kvm::Kvm::open().map_err(|e| failure::kvm(&e))?.hiding(hidden);
+    vmm::cpu::host::probe(&kvm).map_err(|e| failure::kvm(&e))
+}

@@ -76,7 +76,7 @@ impl OpenMachine for VmmHost {
         events: EventSink,
     ) -> Result<Opened, Failure> {
         let config = config(definition)?;
-        let kvm = Kvm::open().map_err(|e| failure::kvm(&e))?;
+        let kvm = Kvm::open().map_err(|e| failure::kvm(&e))?.hiding(passed.hidden);
         check_host_memory(definition)?;
         let boot = boot_source(definition)?;
         let disks = definition.disks.iter().map(disk).collect::<Result<_, _>>()?;
@@ -182,6 +182,7 @@ fn config(definition: &GuestDefinition) -> Result<MachineConfig, Failure> {
             .map_err(refuse)?,
         vcpus: VcpuCount::try_from(definition.cpus).map_err(refuse)?,
         cpu_template: definition.cpu_template.clone(),
+        cpu_model: definition.cpu.clone(),
         dirty_tracking: tracking,
         generation_id: *definition.uuid.as_bytes(),
     })

@@ -14,6 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::cpu::GuestCpu;
 use super::daemon_client::MoveEvents;
 use super::moving::{Bandwidth, CancelAnswer, MoveStart, PeerGone, Words};
 use super::{
@@ -85,6 +86,11 @@ impl GuestClient {
     /// [`Self::info`] for callers that are asynchronous.
     pub async fn info_async(&self, deadline: Duration) -> Result<GuestInfo, CallError> {
         self.exchange(Method::GET, "/v1/guest", None, Some(deadline)).await
+    }
+
+    /// The CPU that the guest is shown.
+    pub async fn cpu(&self) -> Result<GuestCpu, CallError> {
+        self.exchange(Method::GET, "/v1/cpu", None, Some(LOOK_DEADLINE)).await
     }
 
     /// Pauses the guest.

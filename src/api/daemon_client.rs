@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
 use super::client::{CallError, LOOK_DEADLINE, decode, encode, escape, exchange};
+use super::cpu::{CompareRequest, CpuComparison};
 use super::host::{
     GuestList, HostCheck, HostInfo, HostList, InviteRequest, Invited, MoveBegun, MoveList,
     MovePlan, MoveRequest, RemoveRequest,
@@ -23,6 +24,8 @@ use super::{ErrorCode, Failure};
 
 /// How long the daemon may take for a call for which it asks other hosts.
 const ASK_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a check may take, in which both hosts try every port of the other.
+const CHECK_DEADLINE: Duration = Duration::from_mins(1);
 /// Longest event that is read, in bytes; the report at the end is the longest.
 const EVENT_MAX: usize = 4 << 20;
 
@@ -95,7 +98,12 @@ impl DaemonClient {
     /// What is well and what is not between this host and another.
     pub async fn check(&self, host: &str) -> Result<HostCheck, CallError> {
         let path = format!("/v1/hosts/{}/check", escape(host));
-        self.call(Method::GET, &path, None::<&()>, Some(ASK_DEADLINE)).await
+        self.call(Method::GET, &path, None::<&()>, Some(CHECK_DEADLINE)).await
+    }
+
+    /// What hosts' CPUs have in common.
+    pub async fn compare_cpus(&self, request: &CompareRequest) -> Result<CpuComparison, CallError> {
+        self.call(Method::POST, "/v1/hosts/cpu", Some(request), Some(ASK_DEADLINE)).await
     }
 
     /// Makes an invitation.

@@ -14,6 +14,7 @@
 //! | `POST /v1/moves/{id}/cancel` | – | [`CancelAnswer`](super::moving::CancelAnswer) |
 //! | `GET /v1/hosts` | – | [`HostList`] |
 //! | `GET /v1/hosts/{name}/check` | – | [`HostCheck`] |
+//! | `POST /v1/hosts/cpu` | [`CompareRequest`](super::cpu::CompareRequest) | [`CpuComparison`](super::cpu::CpuComparison) |
 //! | `POST /v1/hosts/invite` | [`InviteRequest`] | [`Invited`] |
 //! | `POST /v1/hosts/remove` | [`RemoveRequest`] | [`HostList`] |
 //! | `GET /metrics` | – | Prometheus text |
@@ -58,9 +59,12 @@ pub struct HostInfo {
     pub guests: u32,
     /// Moves that go on, in both directions.
     pub moves_running: u32,
-    /// What could be better about sockets and limits, each with its remedy.
+    /// What could be better about sockets, limits and certificates, each with its remedy.
     #[serde(default)]
     pub advice: Vec<String>,
+    /// Why no guest can run there, if /dev/kvm cannot be used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kvm_problem: Option<String>,
     /// Wall clock when this was written.
     pub now: jiff::Timestamp,
 }
@@ -155,6 +159,24 @@ pub struct HostList {
     pub schema: u32,
     /// By name.
     pub hosts: Vec<KnownHost>,
+    /// What became of a removal, where one was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub removal: Option<RemovalOutcome>,
+}
+
+/// What became of the removal of a host.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RemovalOutcome {
+    /// The host.
+    pub host: String,
+    /// The site's CA has removed it: no host trusts it that knows of it. Otherwise this host
+    /// alone does not trust it any more.
+    pub from_site: bool,
+    /// Hosts that could not be told yet; they learn of it when they come back.
+    pub not_told: Vec<String>,
+    /// Why it is not removed from the site.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<ErrorBody>,
 }
 
 /// One thing that was looked at between two hosts.
@@ -182,6 +204,9 @@ pub struct HostCheck {
     pub ok: bool,
     /// One line each: both directions, ports, MTU, UDP buffers, clock, versions, CPU.
     pub lines: Vec<CheckLine>,
+    /// Why the host could not be asked anything, if so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<ErrorBody>,
 }
 
 /// Invite a host.

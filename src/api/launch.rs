@@ -194,6 +194,7 @@ mod tests {
                 huge_pages: false,
                 cpus: 1,
                 cpu_template: "host".into(),
+                cpu: None,
                 dirty_ring: false,
                 kernel: None,
                 initrd: None,

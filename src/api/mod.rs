@@ -4,6 +4,7 @@
 //! | method and path | body | answer |
 //! |---|---|---|
 //! | `GET /v1/guest` | – | [`GuestInfo`] |
+//! | `GET /v1/cpu` | – | [`GuestCpu`](cpu::GuestCpu): what the guest is shown of a CPU |
 //! | `POST /v1/pause` | – | [`GuestInfo`]; pausing a paused guest is fine |
 //! | `POST /v1/resume` | – | [`GuestInfo`] |
 //! | `POST /v1/reset` | – | [`GuestInfo`] |
@@ -24,6 +25,7 @@
 //! whoever next finds its lock free does that for it.
 
 pub mod client;
+pub mod cpu;
 pub mod daemon_client;
 mod error;
 mod exit;

@@ -137,7 +137,8 @@ pub enum Command {
 /// A CPU template to look at.
 #[derive(Debug, Args)]
 pub struct CpuTemplateArgs {
-    /// Name of the template; all are listed if absent
+    /// Name of the template, or @FILE with one; all that are built in are listed if absent
+    #[arg(value_name = "NAME|@FILE")]
     pub name: Option<String>,
 }
 
@@ -192,8 +193,8 @@ pub struct RunArgs {
     /// RAM on huge pages of 2M
     #[arg(long, help_heading = "Machine")]
     pub huge_pages: bool,
-    /// CPU template
-    #[arg(long, value_name = "NAME", help_heading = "Machine")]
+    /// CPU template: a name (migrate cpu-template), or @FILE with one that 'host cpu' made
+    #[arg(long, value_name = "NAME|@FILE", help_heading = "Machine")]
     pub cpu_template: Option<String>,
     /// Track dirty pages with per-vCPU rings instead of the log
     #[arg(long, help_heading = "Machine")]

@@ -4,7 +4,7 @@
 use serde::Serialize;
 
 use super::args::host::{HostCommand, InitArgs, InviteArgs, JoinArgs};
-use super::{Done, OK, Session, seam};
+use super::{Done, OK, Session, host_cpu, seam};
 use crate::api::client::{CallError, block_on};
 use crate::api::host::{InviteRequest, RemoveRequest};
 use crate::api::{ErrorBody, ErrorCode, Failure};
@@ -22,6 +22,7 @@ pub fn host(session: &Session, command: &HostCommand) -> Done {
             Some(name) => other(session, name),
         },
         HostCommand::Check(args) => check(session, &args.host),
+        HostCommand::Cpu(args) => host_cpu::cpu(session, args),
         HostCommand::Remove(args) => remove(session, &args.host),
     }
 }
@@ -149,7 +150,8 @@ fn unknown(name: &str) -> Failure {
     )
 }
 
-/// The exit code is 5 if something is wrong that would hinder a move.
+/// The exit code is 5 if something is wrong that would hinder a move; that of the refusal (8 for
+/// no answer) if the host could not be asked.
 fn check(session: &Session, name: &str) -> Done {
     let client = session.daemon();
     session.out.progress(&format!("Asking {name} …"));
@@ -159,13 +161,18 @@ fn check(session: &Session, name: &str) -> Done {
     } else {
         session.out.print(&show::hosts::check(&check, session.out.style))?;
     }
-    Ok(if check.ok { OK } else { 5 })
+    Ok(match check.error {
+        Some(error) => error.code.exit_code(),
+        None if check.ok => OK,
+        None => 5,
+    })
 }
 
 fn remove(session: &Session, name: &str) -> Done {
     let client = session.daemon();
     let request = RemoveRequest { name: name.to_owned() };
     let list = block_on(client.remove(&request)).map_err(|e| client.failure(e))?;
-    session.out.result(&list, &format!("{name} is no host of this site any more."))?;
-    Ok(OK)
+    session.out.result(&list, &show::hosts::removed(name, list.removal.as_ref()))?;
+    // Part done: this host alone trusts it no more.
+    Ok(if list.removal.is_some_and(|r| r.error.is_some()) { 3 } else { OK })
 }

@@ -9,6 +9,7 @@ mod demo;
 mod foreground;
 mod help;
 mod host;
+mod host_cpu;
 mod moving;
 mod output;
 mod run;

@@ -1,12 +1,14 @@
 //! `cpu-template`: what a guest sees of the host's CPU, by name.
 
 use std::fmt::Write;
+use std::path::Path;
 
 use serde::Serialize;
 use vmm::vcpu::template::{Mask, TEMPLATES, Template, find};
 
 use super::{Done, OK, Session};
 use crate::api::{ErrorCode, Failure};
+use crate::config::TemplateFile;
 
 #[derive(Serialize)]
 struct Listing {
@@ -16,9 +18,12 @@ struct Listing {
 
 #[derive(Serialize)]
 struct Entry {
-    name: &'static str,
-    about: &'static str,
+    name: String,
+    about: String,
     removes: Vec<Removed>,
+    /// Features that one in a file shows.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    shows: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -29,8 +34,11 @@ struct Removed {
     what: &'static str,
 }
 
-/// `cpu-template [NAME]`
+/// `cpu-template [NAME|@FILE]`
 pub fn show(session: &Session, name: Option<&str>) -> Done {
+    if let Some(path) = name.and_then(|name| name.strip_prefix('@')) {
+        return show_file(session, Path::new(path));
+    }
     let chosen: Vec<&Template> = match name {
         None => TEMPLATES.iter().collect(),
         Some(name) => vec![find(name).ok_or_else(|| unknown(name))?],
@@ -54,11 +62,26 @@ pub fn show(session: &Session, name: Option<&str>) -> Done {
         );
     }
     let templates = chosen.iter().map(|t| Entry {
-        name: t.name,
-        about: t.about,
+        name: t.name.to_owned(),
+        about: t.about.to_owned(),
         removes: t.masks.iter().map(removed).collect(),
+        shows: Vec::new(),
     });
     session.out.result(&Listing { schema: 1, templates: templates.collect() }, &words)?;
+    Ok(OK)
+}
+
+fn show_file(session: &Session, path: &Path) -> Done {
+    let TemplateFile { name, hosts, model } = TemplateFile::read(path)?;
+    let shows = vmm::cpu::features::names(&model);
+    let about = match hosts.as_slice() {
+        [] => "of a file".to_owned(),
+        hosts => format!("what {} have in common", hosts.join(", ")),
+    };
+    let about = crate::show::style::safe(&about);
+    let words = format!("{name}  {about}\n  {}", shows.join(" "));
+    let entry = Entry { name, about, removes: Vec::new(), shows };
+    session.out.result(&Listing { schema: 1, templates: vec![entry] }, &words)?;
     Ok(OK)
 }
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+use vmm::cpu::CpuModel;
 
 /// A guest as its user describes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,8 +22,11 @@ pub struct GuestDefinition {
     pub huge_pages: bool,
     /// vCPUs.
     pub cpus: u32,
-    /// CPU template.
+    /// Name of the CPU template.
     pub cpu_template: String,
+    /// What the template shows, if it is none of the built-in ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<CpuModel>,
     /// Dirty pages through per-vCPU rings instead of the log.
     pub dirty_ring: bool,
     /// Kernel image; absent if `guest` names a built-in one.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Deserializer};
 use uuid::Uuid;
 
+use super::cpu::TemplateFile;
 use super::definition::{Cache, DiskDefinition, GuestDefinition, NetDefinition, NetLink};
 use super::definition::{OnCrash, OnHostStop};
 use super::names::{check_name, generate_mac, generate_name, parse_mac};
@@ -43,7 +44,7 @@ pub struct GuestFile {
     pub huge_pages: Option<bool>,
     /// vCPUs.
     pub cpus: Option<u32>,
-    /// CPU template.
+    /// Name of a CPU template, or `@` and a file with one.
     pub cpu_template: Option<String>,
     /// Dirty pages through rings.
     pub dirty_ring: Option<bool>,
@@ -210,6 +211,11 @@ impl GuestFile {
         for path in single.into_iter().flatten().chain(disks) {
             *path = base.join(&*path);
         }
+        if let Some(template) = &mut self.cpu_template
+            && let Some(path) = template.strip_prefix('@')
+        {
+            *template = format!("@{}", base.join(path).display());
+        }
     }
 
     /// What `over` says, and where it says nothing what `self` says. Disks and interfaces of
@@ -248,10 +254,12 @@ impl GuestFile {
         }
     }
 
-    /// Fills in what was left out and checks everything that can be checked without the host.
+    /// Fills in what was left out and checks everything that can be checked without the host. Of
+    /// other files it reads the CPU template, if that is one.
     ///
     /// # Errors
-    /// `bad-definition`, with what is wrong and what would be right.
+    /// `bad-definition`, with what is wrong and what would be right; `file` or `not-found` if the
+    /// template cannot be read.
     pub fn finish(self) -> Result<GuestDefinition, Failure> {
         self.check_boot()?;
         let builtin = self.guest.is_some();
@@ -268,6 +276,14 @@ impl GuestFile {
         if self.vsock_cid.is_some_and(|cid| !(3..u32::MAX).contains(&cid)) {
             return Err(refuse("vsock_cid must be 3 or more", "ids below 3 are reserved"));
         }
+        let template = self.cpu_template.unwrap_or_else(|| DEFAULT_CPU_TEMPLATE.to_owned());
+        let (cpu_template, cpu) = match template.strip_prefix('@') {
+            None => (template, None),
+            Some(path) => {
+                let file = TemplateFile::read(Path::new(path))?;
+                (file.name, Some(file.model))
+            }
+        };
         let cmdline = match (self.cmdline, builtin) {
             (Some(cmdline), _) => cmdline,
             (None, true) => String::new(),
@@ -279,7 +295,8 @@ impl GuestFile {
             memory_bytes,
             huge_pages,
             cpus,
-            cpu_template: self.cpu_template.unwrap_or_else(|| DEFAULT_CPU_TEMPLATE.to_owned()),
+            cpu_template,
+            cpu,
             dirty_ring: self.dirty_ring.unwrap_or(false),
             kernel: self.kernel,
             initrd: self.initrd,
@@ -401,6 +418,30 @@ mod tests {
         let mut file = GuestFile::parse(text, "t.toml")?;
         file.rebase(Path::new("/base"));
         file.finish()
+    }
+
+    #[test]
+    fn a_template_in_a_file_goes_into_the_definition() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = r#"{"schema":1,"type":"cpu-template","name":"t1","leaves":[
+            {"leaf":"0x0","eax":"0x1","ebx":"0x0","ecx":"0x0","edx":"0x0"},
+            {"leaf":"0x1","eax":"0x2","ebx":"0x0","ecx":"0x0","edx":"0x0"}]}"#;
+        std::fs::write(dir.path().join("t.json"), text).unwrap();
+        let definition = |template: &str| {
+            let text = format!("guest = 'scribbler'\ncpu_template = '{template}'");
+            let mut file = GuestFile::parse(&text, "t.toml").unwrap();
+            file.rebase(dir.path());
+            file.finish()
+        };
+        let made = definition("@t.json").unwrap();
+        assert_eq!(
+            (made.cpu_template.as_str(), made.cpu.as_ref().unwrap().leaves.len()),
+            ("t1", 2)
+        );
+        let json = serde_json::to_vec(&made).unwrap();
+        assert_eq!(serde_json::from_slice::<GuestDefinition>(&json).unwrap(), made);
+        assert_eq!(definition("@u.json").unwrap_err().0.code, ErrorCode::NotFound);
+        assert_eq!(definition("x86-64-v2").unwrap().cpu, None);
     }
 
     #[test]

@@ -24,14 +24,16 @@ struct Network {
     bridge: String,
 }
 
-/// The bridge that the file at `host_toml` gives the network `name`.
+/// What the file at `host_toml` says of `what`; one that is missing says nothing.
 ///
 /// # Errors
-/// `bad-net` if there is no such network, `file` if the file cannot be read or understood.
-pub fn bridge_of(host_toml: &Path, name: &str) -> Result<String, Failure> {
-    let shown = host_toml.display();
+/// `file` if it cannot be read or understood.
+pub(super) fn read_table<T: serde::de::DeserializeOwned>(
+    host_toml: &Path,
+    what: &str,
+) -> Result<T, Failure> {
     let file = |e: &dyn std::fmt::Display| {
-        let message = format!("cannot read the networks of this host from {shown}: {e}");
+        let message = format!("cannot read {what} from {}: {e}", host_toml.display());
         Failure::new(ErrorCode::File, message, "correct the file or its permissions")
     };
     let mut text = String::new();
@@ -42,7 +44,16 @@ pub fn bridge_of(host_toml: &Path, name: &str) -> Result<String, Failure> {
             open.take(FILE_MAX).read_to_string(&mut text).map_err(|e| file(&e))?;
         }
     }
-    let HostFile { mut network } = toml::from_str(&text).map_err(|e| file(&e))?;
+    toml::from_str(&text).map_err(|e| file(&e))
+}
+
+/// The bridge that the file at `host_toml` gives the network `name`.
+///
+/// # Errors
+/// `bad-net` if there is no such network, `file` if the file cannot be read or understood.
+pub fn bridge_of(host_toml: &Path, name: &str) -> Result<String, Failure> {
+    let shown = host_toml.display();
+    let HostFile { mut network } = read_table(host_toml, "the networks of this host")?;
     if let Some(found) = network.remove(name) {
         return Ok(found.bridge);
     }

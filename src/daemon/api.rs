@@ -1,5 +1,6 @@
 //! The daemon's HTTP API, as [`crate::api::host`] documents it. It turns requests into calls.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,14 +9,16 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use migrate_engine::transport::identity::HostName;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::net::UnixListener;
 use uuid::Uuid;
 
 use super::peer::{Answer, Request};
-use super::{Daemon, check, history, host_name, metrics, moves};
+use super::{Daemon, check, cpu, history, metrics, moves};
 use crate::api::client::GuestClient;
+use crate::api::cpu::{CompareRequest, CpuComparison};
 use crate::api::host::{
     GuestList, HostInfo, HostList, InviteRequest, Invited, KnownHost, MoveBegun, MoveList,
     MoveRequest, RemoveRequest,
@@ -44,6 +47,7 @@ pub async fn serve(listener: UnixListener, daemon: Arc<Daemon>) -> std::io::Resu
         .route("/v1/moves/{id}/cancel", post(cancel))
         .route("/v1/hosts", get(hosts))
         .route("/v1/hosts/{name}/check", get(look))
+        .route("/v1/hosts/cpu", post(compare_cpus))
         .route("/v1/hosts/invite", post(invite))
         .route("/v1/hosts/remove", post(remove))
         .route("/v1/reload", post(reload))
@@ -161,18 +165,35 @@ async fn hosts(State(daemon): App) -> Answered<HostList> {
     Ok(Json(all_hosts(&daemon).await?))
 }
 
-/// The hosts of the site; the others are asked what they say of themselves.
+/// The hosts of the site; the others are asked what they say of themselves, all at once.
 async fn all_hosts(daemon: &Arc<Daemon>) -> Result<HostList, Failure> {
-    for host in daemon.files.hosts()? {
-        // One that does not answer shows below.
-        let _ = daemon.learn_hosts(host.name.as_str()).await;
-    }
-    let mut hosts = Vec::new();
+    let silent = daemon.spread().await;
+    listing(daemon, silent).await
+}
+
+/// The hosts of the site; those that were `silent` are not asked again.
+async fn listing(
+    daemon: &Arc<Daemon>,
+    mut silent: BTreeMap<HostName, Failure>,
+) -> Result<HostList, Failure> {
     let own = daemon.identity().map(|i| i.host.name().clone());
+    let mut tasks = tokio::task::JoinSet::new();
     for host in daemon.all_hosts()? {
         let this = Some(&host.name) == own.as_ref();
-        let asked =
-            if this { Ok(daemon.info()) } else { ask_info(daemon, host.name.as_str()).await };
+        let daemon = Arc::clone(daemon);
+        let silent = silent.remove(&host.name);
+        tasks.spawn(async move {
+            let asked = match silent {
+                _ if this => Ok(daemon.info()),
+                Some(failure) => Err(failure),
+                None => ask_info(&daemon, host.name.as_str()).await,
+            };
+            (host, this, asked)
+        });
+    }
+    let mut hosts = Vec::new();
+    while let Some(done) = tasks.join_next().await {
+        let (host, this, asked) = done.map_err(|e| super::unexpected("asking a host", &e))?;
         let rights = daemon.identity().map(|i| i.site.rights(&host.name));
         let (info, error): (Option<HostInfo>, Option<ErrorBody>) = match asked {
             Ok(info) => (Some(info), None),
@@ -191,7 +212,7 @@ async fn all_hosts(daemon: &Arc<Daemon>) -> Result<HostList, Failure> {
         });
     }
     hosts.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(HostList { schema: 1, hosts })
+    Ok(HostList { schema: 1, hosts, removal: None })
 }
 
 async fn ask_info(daemon: &Daemon, host: &str) -> Result<HostInfo, Failure> {
@@ -206,6 +227,13 @@ async fn look(
     Path(name): Path<String>,
 ) -> Answered<crate::api::host::HostCheck> {
     Ok(Json(check::check(&daemon, &name).await?))
+}
+
+async fn compare_cpus(
+    State(daemon): App,
+    Json(request): Json<CompareRequest>,
+) -> Answered<CpuComparison> {
+    Ok(Json(cpu::compare(&daemon, request).await?))
 }
 
 async fn invite(State(daemon): App, Json(request): Json<InviteRequest>) -> Answered<Invited> {
@@ -232,14 +260,15 @@ fn no_address() -> Failure {
 }
 
 async fn remove(State(daemon): App, Json(request): Json<RemoveRequest>) -> Answered<HostList> {
-    daemon.known(&request.name)?;
-    daemon.files.remove(&host_name(&request.name)?)?;
-    daemon.go_online()?;
-    Ok(Json(all_hosts(&daemon).await?))
+    let (removal, silent) = daemon.remove(&request.name).await?;
+    let list = listing(&daemon, silent).await?;
+    Ok(Json(HostList { removal: Some(removal), ..list }))
 }
 
 async fn reload(State(daemon): App) -> Answered<serde_json::Value> {
     daemon.go_online()?;
+    daemon.refresh.notify_one();
+    daemon.look.notify_one();
     Ok(Json(json!({ "schema": 1 })))
 }
 

@@ -2,46 +2,43 @@
 //!
 //! | file | what it is | mode |
 //! |---|---|---|
-//! | `host.key`, `host.crt` | this host's key; its certificate and those of its issuers | 0600 |
+//! | `host.pem` | this host's key, its certificate and those of its issuers | 0600 |
 //! | `ca.crt` | the certificates of the site's CA | 0600 |
 //! | `ca.key` | the CA's key; only on the CA's host | 0600 |
-//! | `site.json` | rights and removed hosts | 0600 |
+//! | `site.json` | rights, and hosts that this one alone does not trust any more | 0600 |
 //! | `hosts.json` | the hosts that are known, and where they listen | 0600 |
+//! | `removals.json` | hosts that the CA has removed, signed | 0600 |
 //! | `invitations.json` | open invitations, without their secrets | 0600 |
 //!
-//! The first four are configuration, the others state. Each is replaced as a whole. Nothing here
-//! uses a network.
+//! The first four are configuration, the others state. Each is replaced as a whole, and key and
+//! certificate are one file: whenever a host dies, it comes back with a pair that fits. A new
+//! certificate of the CA is written before the host's: either goes with either. Nothing here uses
+//! a network.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+mod invitations;
+mod replace;
+pub mod roster;
+
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use migrate_engine::transport::identity::invitation::{Offer, Secret};
+use migrate_engine::transport::identity::renewal::Renewal;
 use migrate_engine::transport::identity::site::Hosts;
 use migrate_engine::transport::identity::{
-    Authority, HostIdentity, HostKey, HostName, IdentityError, Invitation, Moment, Site,
+    Authority, HostIdentity, HostKey, HostName, IdentityError, Moment, Removal, Site,
 };
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
 use crate::api::{ErrorCode, Failure};
 use crate::config::Dirs;
 
-/// A host that is known.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Known {
-    /// Name in the site.
-    pub name: HostName,
-    /// Identity, once it has said so.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub id: Option<Uuid>,
-    /// Where its daemon listens, `HOST:PORT`.
-    pub address: String,
-}
+pub use replace::Step;
+pub use roster::Known;
+use roster::{Gossip, MOST, Roster};
 
 /// This host among others.
 #[derive(Clone, Debug)]
@@ -51,6 +48,13 @@ pub struct Identity {
     /// Whom it trusts.
     pub site: Arc<Site>,
 }
+
+/// So long before its end the CA's certificate is worth a word: all have one from it by then.
+const CA_WARNING: std::time::Duration = std::time::Duration::from_hours(90 * 24);
+/// Begins a certificate in PEM.
+const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
+/// The file of this host's key and certificate.
+const HOST: &str = "host.pem";
 
 /// Where the files are.
 #[derive(Clone, Debug)]
@@ -75,6 +79,29 @@ pub fn bad(error: &IdentityError) -> Failure {
     Failure::new(ErrorCode::NoIdentity, error.to_string(), "make it again: migrate host init")
 }
 
+/// What is wrong with the age of this host's certificate or of its CA's, in words.
+pub fn age_advice(identity: &Identity, now: Moment) -> Option<String> {
+    let (host, ends) = (&identity.host, identity.host.not_after());
+    let again = "migrate host invite on the CA's host, then here: migrate host join LINE";
+    let authority = identity.site.not_after();
+    match host.renewal(now) {
+        Renewal::TooLate => Some(format!(
+            "this host's certificate ended on {ends}, and its clock says {now}: no host talks to \
+             it; if the clock is right: {again}"
+        )),
+        Renewal::ClockWrong => Some(format!(
+            "this host's certificate was signed on {}, and its clock says {now}: one of the two \
+             clocks is wrong (timedatectl), and no host talks to it",
+            host.signed()
+        )),
+        _ if authority.minus(CA_WARNING) < now => Some(format!(
+            "the certificate of the site's CA ends on {authority}, and with it the trust of all \
+             hosts: put one with the same name and key that ends later into ca.crt on the CA's host"
+        )),
+        _ => None,
+    }
+}
+
 impl Files {
     /// Those of an instance.
     pub fn new(dirs: &Dirs) -> Self {
@@ -86,15 +113,17 @@ impl Files {
     /// # Errors
     /// A file is missing, unreadable, or not what it should be.
     pub fn identity(&self) -> Result<Option<Identity>, Failure> {
-        let Some(key) = self.text("host.key")? else { return Ok(None) };
+        let Some(text) = self.text(HOST)? else { return Ok(None) };
         let need = |name: &str| {
             self.text(name)?.ok_or_else(|| {
                 let path = self.config.join(name);
-                failed("read", &path, &"it is missing although host.key is there")
+                failed("read", &path, &format!("it is missing although {HOST} is there"))
             })
         };
-        let host = HostIdentity::from_pem(&key, &need("host.crt")?).map_err(|e| bad(&e))?;
-        let site = Site::from_pem(&need("ca.crt")?, self.site()?).map_err(|e| bad(&e))?;
+        let host = HostIdentity::from_pem(&text, &text).map_err(|e| bad(&e))?;
+        let roster = self.roster()?;
+        let hosts = Hosts { rights: self.site()?.rights, removed: roster.all_removed() };
+        let site = Site::from_pem(&need("ca.crt")?, hosts).map_err(|e| bad(&e))?;
         Ok(Some(Identity { host: Arc::new(host), site: Arc::new(site) }))
     }
 
@@ -132,27 +161,100 @@ impl Files {
     /// # Errors
     /// It has an identity.
     pub fn refuse_second(&self) -> Result<(), Failure> {
-        match self.text("host.key")? {
+        match self.text(HOST)? {
             None => Ok(()),
             Some(_) => Err(Failure::new(
                 ErrorCode::FileExists,
                 format!("this host has an identity already, in {}", self.config.display()),
-                "keep it; for another one, move host.key, host.crt, ca.crt and ca.key away first",
+                "keep it; for another one, move host.pem, ca.crt and ca.key away first",
             )),
         }
     }
 
-    /// Keeps a key with its certificate and those of the site's CA. The key comes last: with it
-    /// the identity is complete.
+    /// Keeps a key with its certificate and those of the site's CA, in place of those that were
+    /// there.
     ///
     /// # Errors
     /// Files cannot be written; texts that are no certificates.
     pub fn adopt(&self, key: &HostKey, chain: &str, authorities: &str) -> Result<(), Failure> {
+        self.adopt_until(key, chain, authorities, &mut |_, _| false)
+    }
+
+    /// The same, but stops where `killed` says so of a step of a file.
+    fn adopt_until(
+        &self,
+        key: &HostKey,
+        chain: &str,
+        authorities: &str,
+        killed: &mut dyn FnMut(&str, Step) -> bool,
+    ) -> Result<(), Failure> {
         HostIdentity::from_pem(&key.pem(), chain).map_err(|e| bad(&e))?;
         Site::from_pem(authorities, Hosts::default()).map_err(|e| bad(&e))?;
-        self.write_config("ca.crt", authorities)?;
-        self.write_config("host.crt", chain)?;
-        self.write_config("host.key", &key.pem())
+        let host = format!("{}{chain}", key.pem());
+        for (name, text) in [("ca.crt", authorities), (HOST, &host)] {
+            if self.text(name)?.as_deref() == Some(text) {
+                continue;
+            }
+            let path = self.config.join(name);
+            let written = replace::replace_until(&path, text, &mut |step| killed(name, step));
+            written.map_err(|e| failed("write", &path, &e))?;
+        }
+        Ok(())
+    }
+
+    /// Keeps a renewed certificate, if it is one that the site accepts: who answers a request for
+    /// it must not be trusted to be the CA. A new certificate of the CA that comes with it is
+    /// taken over, if name and key are those of one that is trusted.
+    ///
+    /// # Errors
+    /// `host-refused` for a certificate of somebody else; files cannot be written.
+    pub fn renewed(&self, key: &HostKey, chain: &str) -> Result<(), Failure> {
+        let Some(now_is) = self.identity()? else { return Ok(()) };
+        let renewed = HostIdentity::from_pem(&key.pem(), chain).map_err(|e| bad(&e))?;
+        let refused = |why: String| {
+            let message = format!("the renewed certificate is not one of this site: {why}");
+            Failure::new(ErrorCode::HostRefused, message, "see which host signed it, in its log")
+        };
+        now_is.site.accept(&renewed, now()).map_err(|refusal| refused(refusal.to_string()))?;
+        if renewed.name() != now_is.host.name() {
+            return Err(refused(format!("it names {}", renewed.name())));
+        }
+        // A certificate ends with its CA's at the latest, and so may a new one.
+        if renewed.not_after() <= now_is.host.not_after() && self.authority()?.is_none() {
+            return Ok(());
+        }
+        let mut authorities = self.authorities()?;
+        let issuers = chain.match_indices(BEGIN).nth(1).map(|(at, _)| &chain[at..]);
+        if let Some(issuers) = issuers
+            && let Ok(site) = Site::from_pem(issuers, Hosts::default())
+            && now_is.site.has_authorities_of(&site)
+            && site.has_authorities_of(&now_is.site)
+            && site.not_after() > now_is.site.not_after()
+        {
+            issuers.clone_into(&mut authorities);
+        }
+        self.adopt(key, chain, &authorities)
+    }
+
+    /// Makes the CA's certificate anew when two thirds of its life are over, if the CA was made
+    /// here. Whether it did.
+    ///
+    /// # Errors
+    /// Files cannot be read or written.
+    pub fn renew_authority(&self) -> Result<bool, Failure> {
+        let Some(authority) = self.authority()? else { return Ok(false) };
+        if !matches!(authority.renewal(now()), Renewal::Now | Renewal::TooLate) {
+            return Ok(false);
+        }
+        let Some(new) = authority.reissue(now()).map_err(|e| bad(&e))? else { return Ok(false) };
+        self.write_config("ca.crt", new.certificate_pem())?;
+        Ok(true)
+    }
+
+    /// Removes what writers that were killed have left.
+    pub fn sweep(&self) {
+        replace::sweep(&self.config);
+        replace::sweep(&self.state);
     }
 
     /// The certificates of the site's CA, PEM.
@@ -163,7 +265,7 @@ impl Files {
         Ok(self.text("ca.crt")?.unwrap_or_default())
     }
 
-    /// Rights and removals.
+    /// Rights, and this host's own distrust.
     ///
     /// # Errors
     /// The file is damaged.
@@ -171,12 +273,39 @@ impl Files {
         Self::read(&self.config.join("site.json"))
     }
 
-    /// Replaces rights and removals.
+    /// All that is known of the site.
     ///
     /// # Errors
-    /// The file cannot be written.
-    pub fn write_site(&self, hosts: &Hosts) -> Result<(), Failure> {
-        Self::write(&self.config.join("site.json"), hosts)
+    /// A file is damaged.
+    pub fn roster(&self) -> Result<Roster, Failure> {
+        let hosts: Vec<Known> = Self::read(&self.state.join("hosts.json"))?;
+        let removals: Vec<Removal> = Self::read(&self.state.join("removals.json"))?;
+        let mut roster = Roster {
+            hosts: hosts.into_iter().map(|h| (h.name.clone(), h)).collect(),
+            removals: removals.into_iter().map(|r| (r.host.clone(), r)).collect(),
+            distrusted: self.site()?.removed,
+        };
+        // A crash may have come between the two files.
+        roster.tidy(now());
+        Ok(roster)
+    }
+
+    /// Removals first: a host must not be known without them.
+    fn write_roster(&self, before: &Roster, after: &Roster) -> Result<(), Failure> {
+        if before.distrusted != after.distrusted {
+            let rights = self.site()?.rights;
+            let site = Hosts { rights, removed: after.distrusted.clone() };
+            Self::write(&self.config.join("site.json"), &site)?;
+        }
+        if before.removals != after.removals {
+            let removals: Vec<&Removal> = after.removals.values().collect();
+            Self::write(&self.state.join("removals.json"), &removals)?;
+        }
+        if before.hosts != after.hosts {
+            let hosts: Vec<&Known> = after.hosts.values().collect();
+            Self::write(&self.state.join("hosts.json"), &hosts)?;
+        }
+        Ok(())
     }
 
     /// The hosts that are known.
@@ -184,21 +313,17 @@ impl Files {
     /// # Errors
     /// The file is damaged.
     pub fn hosts(&self) -> Result<Vec<Known>, Failure> {
-        Self::read(&self.state.join("hosts.json"))
+        Ok(self.roster()?.hosts.into_values().collect())
     }
 
-    /// Notes where a host is, in place of what was known of it. An identity belongs to one host:
-    /// hand-overs know hosts by it, so nobody may take that of another.
+    /// Notes at first hand where a host is, in place of what was known of it. An identity belongs
+    /// to one host: hand-overs know hosts by it, so nobody may take that of another.
     ///
     /// # Errors
     /// `host-refused` for the identity of another host; the file cannot be read or written.
     pub fn remember(&self, host: Known) -> Result<(), Failure> {
-        let mut all = self.hosts()?;
-        if all.contains(&host) {
-            return Ok(());
-        }
-        let other = all.iter().find(|h| h.id.is_some() && h.id == host.id && h.name != host.name);
-        if let Some(other) = other {
+        let before = self.roster()?;
+        if let Some(other) = before.owner_of(host.id, &host.name) {
             return Err(Failure::new(
                 ErrorCode::HostRefused,
                 format!("host '{}' says that it is '{}': both have one id", host.name, other.name),
@@ -209,93 +334,59 @@ impl Files {
                 ),
             ));
         }
-        let before = all.iter().find(|h| h.name == host.name).and_then(|h| h.id);
-        all.retain(|h| h.name != host.name);
-        all.push(Known { id: host.id.or(before), ..host });
-        all.sort_by(|a, b| a.name.cmp(&b.name));
-        Self::write(&self.state.join("hosts.json"), &all)
+        let mut after = before.clone();
+        if after.note(host) { self.write_roster(&before, &after) } else { Ok(()) }
     }
 
-    /// Forgets a host, and refuses the certificates it has from now on.
+    /// Takes over what another host says of the site; removals that the CA has not signed are
+    /// left out. Whether there is a removal that was not known.
     ///
     /// # Errors
     /// Files cannot be read or written.
-    pub fn remove(&self, name: &HostName) -> Result<(), Failure> {
-        let mut site = self.site()?;
-        site.rights.remove(name);
-        site.removed.insert(name.clone(), now());
-        self.write_site(&site)?;
-        let mut all = self.hosts()?;
-        all.retain(|h| h.name != *name);
-        Self::write(&self.state.join("hosts.json"), &all)
-    }
-
-    /// Makes an invitation to `address`, good for `valid`.
-    ///
-    /// # Errors
-    /// This host is not the CA's; the address is none.
-    pub fn invite(&self, address: &str, valid: Duration) -> Result<(Invitation, Moment), Failure> {
-        let authority = self.authority()?.ok_or_else(|| {
-            Failure::new(
-                ErrorCode::NoIdentity,
-                "only the host that has the site's CA can invite",
-                "make the invitation there, or a new site here: migrate host init",
-            )
-        })?;
-        let usage = |e: &dyn std::fmt::Display| {
-            Failure::new(ErrorCode::Usage, e.to_string(), "give it: --address HOST:PORT")
-        };
-        let expires = now().plus(valid);
-        let secret = Secret::generate().map_err(|e| bad(&e))?;
-        let invitation = Invitation::new(address, authority.fingerprint(), secret, expires)
-            .map_err(|e| usage(&e))?;
-        let mut open = self.offers()?;
-        open.push(invitation.offer());
-        Self::write(&self.state.join("invitations.json"), &open)?;
-        Ok((invitation, expires))
-    }
-
-    fn offers(&self) -> Result<Vec<Offer>, Failure> {
-        let mut all: Vec<Offer> = Self::read(&self.state.join("invitations.json"))?;
-        all.retain(|offer| !offer.is_over(now()));
-        Ok(all)
-    }
-
-    /// Signs the certificate of a host that knows the `secret` of an open invitation, which is
-    /// used up by it.
-    ///
-    /// # Errors
-    /// No such invitation, or a request for something else.
-    pub fn redeem(
-        &self,
-        secret: &Secret,
-        name: &HostName,
-        request: &str,
-    ) -> Result<String, Failure> {
-        let mut open = self.offers()?;
-        let refused = |e: &dyn std::fmt::Display| {
-            Failure::new(
-                ErrorCode::HostRefused,
-                e.to_string(),
-                "make a new one: migrate host invite",
-            )
-        };
-        let mut last = None;
-        let found = open.iter().position(|offer| match offer.redeem(secret, now()) {
-            Ok(()) => true,
-            Err(e) => {
-                last = Some(e);
-                false
-            }
+    pub fn learn(&self, mut said: Gossip) -> Result<bool, Failure> {
+        let Some(identity) = self.identity()? else { return Ok(false) };
+        let before = self.roster()?;
+        said.removals.truncate(MOST);
+        // Those that are known need no second look.
+        said.removals.retain(|r| {
+            before.removals.get(&r.host).is_none_or(|known| known.at < r.at)
+                && r.is_signed(&identity.site)
         });
-        let Some(at) = found else {
-            use migrate_engine::transport::identity::invitation::InvitationError;
-            return Err(refused(&last.unwrap_or(InvitationError::Unknown)));
+        let mut after = before.clone();
+        if after.merge(said, identity.host.name(), now()) {
+            self.write_roster(&before, &after)?;
+        }
+        Ok(before.removals != after.removals)
+    }
+
+    /// Removes a host from the site: refuses the certificates that it has. `None` on a host that
+    /// has not the CA: it can refuse them for itself, and no more.
+    ///
+    /// # Errors
+    /// Too many were removed lately; files cannot be read or written.
+    pub fn remove(&self, name: &HostName) -> Result<Option<Removal>, Failure> {
+        let before = self.roster()?;
+        let mut after = before.clone();
+        // Its certificate may have been signed by a clock that was ahead.
+        let known = before.hosts.get(name).map(|h| h.joined).max(before.removed(name));
+        let at = known.map_or(now(), |known| known.max(now()));
+        let removal = match self.authority()? {
+            Some(authority) => Some(authority.remove(name, at).map_err(|e| bad(&e))?),
+            None => None,
         };
-        let chain = self.sign(name, request)?;
-        open.remove(at);
-        Self::write(&self.state.join("invitations.json"), &open)?;
-        Ok(chain)
+        let full = before.removals.len() >= MOST && !before.removals.contains_key(name);
+        match &removal {
+            Some(_) if full => {
+                let message =
+                    format!("{MOST} hosts were removed in the last 100 days, which is all");
+                return Err(Failure::new(ErrorCode::Busy, message, "make a new site"));
+            }
+            Some(removal) => drop(after.removals.insert(name.clone(), removal.clone())),
+            None => drop(after.distrusted.insert(name.clone(), at)),
+        }
+        after.tidy(now());
+        self.write_roster(&before, &after)?;
+        Ok(removal)
     }
 
     /// Signs a certificate for `name`.
@@ -303,10 +394,14 @@ impl Files {
     /// # Errors
     /// This host is not the CA's, or the request is for something else.
     pub fn sign(&self, name: &HostName, request: &str) -> Result<String, Failure> {
+        self.sign_at(name, request, now())
+    }
+
+    fn sign_at(&self, name: &HostName, request: &str, at: Moment) -> Result<String, Failure> {
         let authority = self.authority()?.ok_or_else(|| {
             Failure::new(ErrorCode::NoIdentity, "this host has not the site's CA", "ask the CA's")
         })?;
-        authority.sign(request, name, now()).map_err(|e| bad(&e))
+        authority.sign(request, name, at).map_err(|e| bad(&e))
     }
 
     fn text(&self, name: &str) -> Result<Option<String>, Failure> {
@@ -328,72 +423,14 @@ impl Files {
 
     fn write(path: &Path, value: &impl Serialize) -> Result<(), Failure> {
         let text = serde_json::to_string_pretty(value).map_err(|e| failed("write", path, &e))?;
-        replace(path, &text).map_err(|e| failed("write", path, &e))
+        replace::replace(path, &text).map_err(|e| failed("write", path, &e))
     }
 
     fn write_config(&self, name: &str, text: &str) -> Result<(), Failure> {
         let path = self.config.join(name);
-        replace(&path, text).map_err(|e| failed("write", &path, &e))
+        replace::replace(&path, text).map_err(|e| failed("write", &path, &e))
     }
-}
-
-/// Puts `text` in the place of a file, for its owner only, durably.
-fn replace(path: &Path, text: &str) -> io::Result<()> {
-    let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    let fresh = path.with_extension(format!("{}.new", std::process::id()));
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&fresh, path)?;
-    File::open(dir)?.sync_all()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::fs::MetadataExt;
-
-    fn files(root: &tempfile::TempDir, name: &str) -> Files {
-        Files::new(&Dirs::below(&root.path().join(name)))
-    }
-
-    fn host(name: &str) -> HostName {
-        name.parse().unwrap()
-    }
-
-    #[test]
-    fn a_site_of_two_and_a_removal() {
-        let root = tempfile::tempdir().unwrap();
-        let (a, b) = (files(&root, "a"), files(&root, "b"));
-        assert!(a.identity().unwrap().is_none());
-        a.init(&host("a"), None).unwrap();
-        assert_eq!(a.init(&host("a"), None).unwrap_err().0.code, ErrorCode::FileExists);
-        let mode = fs::metadata(root.path().join("a/config/host.key")).unwrap().mode() & 0o777;
-        assert_eq!(mode, 0o600);
-
-        let (invitation, _) = a.invite("127.0.0.1:1", Duration::from_mins(1)).unwrap();
-        let key = HostKey::generate().unwrap();
-        let request = key.request_pem(&host("b")).unwrap();
-        let wrong = Secret::generate().unwrap();
-        assert!(a.redeem(&wrong, &host("b"), &request).is_err());
-        assert!(a.redeem(invitation.secret(), &host("c"), &request).is_err(), "another's name");
-        let chain = a.redeem(invitation.secret(), &host("b"), &request).unwrap();
-        assert!(a.redeem(invitation.secret(), &host("b"), &request).is_err(), "only once");
-        b.adopt(&key, &chain, &a.authorities().unwrap()).unwrap();
-        assert_eq!(b.identity().unwrap().unwrap().host.name(), &host("b"));
-        assert!(b.invite("127.0.0.1:1", Duration::from_mins(1)).is_err(), "not the CA's host");
-
-        let known = Known { name: host("b"), id: Some(Uuid::nil()), address: "x:1".into() };
-        a.remember(known.clone()).unwrap();
-        a.remember(Known { id: None, address: "y:1".into(), ..known.clone() }).unwrap();
-        let there = a.hosts().unwrap();
-        assert_eq!(there, [Known { address: "y:1".into(), ..known }], "an id is not forgotten");
-        let thief = Known { name: host("c"), id: Some(Uuid::nil()), address: "z:1".into() };
-        assert_eq!(a.remember(thief).unwrap_err().0.code, ErrorCode::HostRefused);
-        a.remove(&host("b")).unwrap();
-        assert!(a.hosts().unwrap().is_empty());
-        assert!(a.identity().unwrap().unwrap().site.removed(&host("b")).is_some());
-    }
-}
+mod tests;

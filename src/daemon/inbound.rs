@@ -65,6 +65,11 @@ impl Inbound {
         self.lock().promised()
     }
 
+    /// Data ports of guests that are expected.
+    pub fn ports(&self) -> Vec<u16> {
+        self.lock().ports()
+    }
+
     /// Moves to here that go on.
     pub fn running(&self) -> u32 {
         u32::try_from(self.lock().expected()).unwrap_or(u32::MAX)
@@ -135,6 +140,9 @@ impl Daemon {
     ) -> Result<Answer, Failure> {
         let Prepare { move_id, attempt, definition, lanes, dry_run, .. } = &prepare;
         self.may_come(definition)?;
+        if let Some(cpu) = &prepare.cpu {
+            self.has_cpu(cpu).await?;
+        }
         let wanted = usize::from((*lanes).clamp(1, LANES)) + 1;
         let claim = Claim::of(*move_id, definition, wanted);
         let host = self.host_now(wanted);

@@ -52,14 +52,23 @@ pub fn init(
 /// The invitation is damaged or over; its host cannot be reached or refuses.
 pub fn join(dirs: &Dirs, line: &str, name: Option<&str>) -> Result<HostName, Failure> {
     dirs.prepare()?;
-    let (name, config) = own_name(dirs, name)?;
     let files = Files::new(dirs);
-    files.refuse_second()?;
+    let before = files.identity()?;
+    let kept = before.as_ref().map(|i| i.host.name().to_string());
+    let (name, config) = own_name(dirs, name.or(kept.as_deref()))?;
     let refused = |e: &dyn std::fmt::Display| {
         Failure::new(ErrorCode::Usage, e.to_string(), "make a new one: migrate host invite")
     };
     let invitation: Invitation = line.parse().map_err(|e| refused(&e))?;
     invitation.check_time(now()).map_err(|e| refused(&e))?;
+    // A host that was removed, or whose certificate has run out, joins its site again; to another
+    // site it goes only if somebody takes its identity away first.
+    let same = |i: &super::identity::Identity| {
+        i.site.fingerprints().any(|print| invitation.authority() == print.into())
+    };
+    if files.authority()?.is_some() || before.is_some_and(|i| !same(&i)) {
+        files.refuse_second()?;
+    }
     let runtime = runtime().map_err(|e| unexpected("joining", &e))?;
     let joined = async {
         let work = ask_in(dirs, &config, &invitation, &name);
@@ -128,7 +137,10 @@ async fn ask_in(
             // As it was reached, whatever it thinks of itself.
             invitation.address().clone_into(&mut host.address);
         }
-        files.remember(host)?;
+        // Whom it cannot note it finds later.
+        if let Err(failure) = files.remember(host) {
+            tracing::warn!(%failure, "a host of the site was not noted");
+        }
     }
     files.adopt(&key, &chain, &authorities)
 }
@@ -136,35 +148,18 @@ async fn ask_in(
 /// Gets a new certificate for this host from the host that has the CA, or makes it here.
 ///
 /// # Errors
-/// Nobody signs it.
+/// Nobody signs it; the one who does is not of this site.
 pub(super) async fn renew(daemon: &std::sync::Arc<Daemon>, name: &HostName) -> Result<(), Failure> {
     let key = HostKey::generate().map_err(|e| bad(&e))?;
     let request = key.request_pem(name).map_err(|e| bad(&e))?;
     let chain = if daemon.files.authority()?.is_some() {
         daemon.files.sign(name, &request)?
     } else {
-        signed_elsewhere(daemon, &request).await?
-    };
-    daemon.files.adopt(&key, &chain, &daemon.files.authorities()?)?;
-    daemon.go_online()
-}
-
-async fn signed_elsewhere(daemon: &Daemon, request: &str) -> Result<String, Failure> {
-    let mut last = Failure::new(
-        ErrorCode::Unreachable,
-        "no host is known that could sign the certificate",
-        "join again: migrate host join LINE",
-    );
-    for host in daemon.files.hosts()? {
-        let request = Request::Renew { request: request.to_owned() };
-        match daemon.ask(host.name.as_str(), request).await {
-            Ok(told) => {
-                if let Answer::Certificate(chain) = told.answer {
-                    return Ok(chain);
-                }
-            }
-            Err(failure) => last = failure,
+        match daemon.ask_authority(Request::Renew { request }).await? {
+            Answer::Certificate(chain) => chain,
+            _ => return Err(unexpected("the other daemon", &"it answered something else")),
         }
-    }
-    Err(last)
+    };
+    daemon.files.renewed(&key, &chain)?;
+    daemon.go_online()
 }

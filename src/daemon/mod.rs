@@ -7,19 +7,25 @@
 //! | [`identity`] | key, certificate, CA, known hosts: the files |
 //! | [`joining`] | `host init` and `host join` |
 //! | [`peer`], [`peers`] | what daemons say to each other, and how it is carried |
+//! | [`answers`] | what is answered to other daemons, who may ask what, who is let in |
+//! | [`gossip`] | how hosts learn of each other, and of those that were removed |
 //! | [`moves`] | moves: begun, followed, on record until they end; how one away from here goes |
 //! | [`inbound`] | moves to here: room reserved, receivers started, followed, cleared up |
 //! | [`keeper`] | answers for guest processes that are gone |
 //! | [`history`] | reports of moves, as files |
+//! | [`cpu`] | what hosts' CPUs have, and have in common |
 //! | [`check`] | what is well and what is not between two hosts |
 //! | [`api`], [`metrics`] | the HTTP API on the Unix socket |
 //! | [`service`] | what systemd hears of the daemon |
 //!
 //! It never holds a guest's memory, and never decides whose a guest is: the hand-over does.
 
+mod answers;
 mod api;
 mod check;
 pub mod config;
+mod cpu;
+mod gossip;
 mod history;
 pub mod identity;
 mod inbound;
@@ -33,7 +39,7 @@ mod service;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -68,6 +74,13 @@ struct Daemon {
     moves: moves::Moves,
     inbound: inbound::Inbound,
     places: keeper::Places,
+    doors: answers::Doors,
+    /// What the last host said that refused this one as removed, until one lets it in.
+    refused: Mutex<Option<String>>,
+    /// This host has a new identity: tell the others.
+    refresh: tokio::sync::Notify,
+    /// Look at the certificates' age.
+    look: tokio::sync::Notify,
 }
 
 /// This host among others; nothing before it has an identity.
@@ -107,11 +120,13 @@ async fn serve(dirs: &Dirs) -> Result<(), Failure> {
         ));
     };
     let daemon = Arc::new(Daemon::new(dirs)?);
+    daemon.files.sweep();
     let listener = bind(&dirs.daemon_socket())?;
     daemon.go_online()?;
     history::prune(dirs);
     daemon.adopt();
     tokio::spawn(renew(Arc::clone(&daemon)));
+    tokio::spawn(gossip::refresh(Arc::clone(&daemon)));
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| unexpected("signals", &e))?;
     service::ready();
     tracing::info!(pid = std::process::id(), "the daemon is ready");
@@ -174,6 +189,10 @@ impl Daemon {
             net: RwLock::default(),
             moves: moves::Moves::default(),
             places: keeper::Places::default(),
+            doors: answers::Doors::default(),
+            refused: Mutex::default(),
+            refresh: tokio::sync::Notify::new(),
+            look: tokio::sync::Notify::new(),
         })
     }
 
@@ -230,7 +249,7 @@ impl Daemon {
         net.dialler = Some(endpoint.dialler().clone());
         net.identity = Some(identity);
         drop(net);
-        tokio::spawn(peers::answer(Arc::clone(self), endpoint));
+        tokio::spawn(answers::answer(Arc::clone(self), endpoint));
         Ok(())
     }
 
@@ -271,7 +290,8 @@ impl Daemon {
             memory_reserved_bytes: self.inbound.reserved(),
             guests: u32::try_from(guests).unwrap_or(u32::MAX),
             moves_running: self.moves.running() + self.inbound.running(),
-            advice: self.net().advice.clone(),
+            advice: self.advice(),
+            kvm_problem: kvm_problem(),
             now: Timestamp::now(),
         }
     }
@@ -307,21 +327,52 @@ impl Daemon {
     }
 }
 
-/// Renews the host's certificate when it is due.
+impl Daemon {
+    /// What people should know of this host's standing among others, and of its sockets.
+    fn advice(&self) -> Vec<String> {
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let age = self.identity().and_then(|i| identity::age_advice(&i, identity::now()));
+        refused.into_iter().chain(age).chain(self.net().advice.clone()).collect()
+    }
+}
+
+/// Why no guest can run here, if so.
+fn kvm_problem() -> Option<String> {
+    let opened = std::fs::File::options().read(true).write(true).open("/dev/kvm");
+    opened.err().map(|e| format!("/dev/kvm cannot be opened: {e}"))
+}
+
+/// Renews certificates when they are due: the CA's where it is, and the host's.
 async fn renew(daemon: Arc<Daemon>) {
     loop {
-        let due =
-            daemon.identity().filter(|i| matches!(i.host.renewal(identity::now()), Renewal::Now));
-        if let Some(identity) = due {
-            match joining::renew(&daemon, identity.host.name()).await {
-                Ok(()) => tracing::info!("the host's certificate is renewed"),
-                Err(failure) => {
-                    tracing::warn!(%failure, "the host's certificate is due and was not renewed");
-                }
-            }
+        if let Err(failure) = look_at_age(&daemon).await {
+            tracing::warn!(%failure, "a certificate is due and was not renewed");
         }
-        tokio::time::sleep(RENEWAL_LOOK).await;
+        let _ = tokio::time::timeout(RENEWAL_LOOK, daemon.look.notified()).await;
     }
+}
+
+async fn look_at_age(daemon: &Arc<Daemon>) -> Result<(), Failure> {
+    let Some(identity) = daemon.identity() else { return Ok(()) };
+    let authority_renewed = daemon.files.renew_authority()?;
+    if authority_renewed {
+        tracing::info!("the certificate of the site's CA is renewed");
+        daemon.go_online()?;
+    }
+    let here = daemon.files.authority()?.is_some();
+    let due = match identity.host.renewal(identity::now()) {
+        Renewal::Now => true,
+        // The CA's host signs for itself; all others refuse a certificate that has run out.
+        Renewal::TooLate => here,
+        Renewal::At(_) | Renewal::ClockWrong => false,
+    };
+    if due || authority_renewed {
+        joining::renew(daemon, identity.host.name()).await?;
+        tracing::info!("the host's certificate is renewed");
+    } else if let Some(advice) = identity::age_advice(&identity, identity::now()) {
+        tracing::warn!("{advice}");
+    }
+    Ok(())
 }
 
 /// A host's name, from text.

@@ -235,10 +235,17 @@ impl Daemon {
     /// A move has ended, as far as this host knows: its report is kept, and those who watch hear
     /// it. One that is in doubt stays on record.
     pub(super) fn end_move(&self, open: &Open, report: &MoveReport) {
-        tracing::info!(MOVE = %report.move_id, GUEST = report.guest, outcome = report.outcome.map(tracing::field::debug),
-            error = report.error.as_ref().map(|e| e.message.as_str()), "a move ended");
-        // The source's report says more than ours, and may have come before.
+        let (id, guest) = (report.move_id, &report.guest);
+        let error = report.error.as_ref().map(|e| e.message.as_str());
         let out = open.direction == Direction::Out;
+        if out {
+            let outcome = report.outcome.map(tracing::field::debug);
+            tracing::info!(MOVE = %id, GUEST = guest, outcome, error, "a move ended");
+        } else {
+            let arrived = report.outcome == Some(MoveOutcome::Moved);
+            tracing::info!(MOVE = %id, GUEST = guest, arrived, error, "an arrival ended");
+        }
+        // The source's report says more than ours, and may have come before.
         if out || !history::read(&self.dirs, report.move_id).is_ok_and(|r| r.ended.is_some()) {
             history::keep(&self.dirs, report);
         }

@@ -4,11 +4,14 @@
 //! The document of a request names the versions that its sender speaks; the answer is in the best
 //! one that both know, or says that there is none.
 
-use migrate_engine::transport::identity::HostName;
+use migrate_engine::transport::identity::{HostName, Removal, Right, Rights};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+use vmm::cpu::Shown;
 
 use super::identity::Known;
+use super::identity::roster::Gossip;
+use crate::api::cpu::HostCpu;
 use crate::api::host::HostInfo;
 use crate::api::moving::{HostRef, MoveOptions, MoveReport, PeerGone, Words};
 use crate::api::{ErrorBody, ErrorCode, Failure};
@@ -39,6 +42,8 @@ pub struct Question {
 pub enum Request {
     /// Describe yourself.
     Info,
+    /// Describe your CPU.
+    Cpu,
     /// A guest is to come.
     Prepare(Box<Prepare>),
     /// It does not come.
@@ -69,8 +74,17 @@ pub enum Request {
         /// A certificate request, PEM.
         request: String,
     },
-    /// What hosts do you know?
-    Hosts,
+    /// This is what I know of the site: what do you know?
+    Gossip(Box<Gossip>),
+    /// Remove this host from the site. For the host that has the CA.
+    Remove {
+        /// The host.
+        host: HostName,
+    },
+    /// Open the data ports for a moment, so that they can be tried.
+    Probe(Probe),
+    /// Try the data ports of the host that asks, and its control port.
+    ProbeBack,
     /// Let a new host in. The only request of a stranger.
     Join {
         /// Secret of the invitation, hexadecimal.
@@ -102,6 +116,63 @@ pub struct Prepare {
     /// When and how the move was asked for, for those who watch it at the destination.
     #[serde(default)]
     pub asked: Option<(jiff::Timestamp, MoveOptions)>,
+    /// The CPU that it is shown, if its process tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<Shown>,
+}
+
+/// Data ports are to be tried.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Probe {
+    /// The certificate of whoever tries them: SHA-256, hexadecimal.
+    pub fingerprint: String,
+    /// Largest UDP payload that its path may carry.
+    pub payload: u16,
+    /// Which half of the ports, 0 or 1.
+    pub part: u8,
+}
+
+/// Data ports wait to be tried.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Probing {
+    /// Ports that wait; the first for larger datagrams than the others.
+    pub ports: Vec<u16>,
+    /// Ports of the range that are in use, by guests that arrive or by others.
+    pub busy: Vec<u16>,
+    /// The certificate there: SHA-256, hexadecimal.
+    pub fingerprint: String,
+    /// Largest UDP payload that the path may carry, as both ends know it.
+    pub payload: u16,
+}
+
+/// What was found by trying the ports of a host from another one.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Tried {
+    /// Where it was dialled.
+    pub address: String,
+    /// Round trip of the control session, milliseconds; or why there was none.
+    pub control: Result<f64, ErrorBody>,
+    /// What the data ports did; or why they were not tried.
+    pub data: Result<Path, ErrorBody>,
+}
+
+/// What the data ports did.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Path {
+    /// Ports that answered.
+    pub open: Vec<u16>,
+    /// Ports that did not, each with the reason.
+    pub closed: Vec<(u16, String)>,
+    /// Ports that were in use and so not tried.
+    pub busy: Vec<u16>,
+    /// Largest UDP payload that got across.
+    pub payload: u16,
+    /// Largest that both ends believed in.
+    pub promised: u16,
+    /// Round trip, milliseconds.
+    pub rtt_ms: f64,
+    /// Bytes per second in the sample.
+    pub bytes_per_s: u64,
 }
 
 /// What is answered.
@@ -121,6 +192,8 @@ pub struct Reply {
 pub enum Answer {
     /// To [`Request::Info`].
     Info(Box<HostInfo>),
+    /// To [`Request::Cpu`].
+    Cpu(Box<HostCpu>),
     /// To [`Request::Prepare`]: the receiver waits.
     Prepared {
         /// Its ports: control, then each lane; none in a dry run.
@@ -134,8 +207,14 @@ pub enum Answer {
     Words(Option<Words>),
     /// To [`Request::Renew`]: certificate and issuers, PEM.
     Certificate(String),
-    /// To [`Request::Hosts`].
-    Hosts(Vec<Known>),
+    /// To [`Request::Gossip`].
+    Gossip(Box<Gossip>),
+    /// To [`Request::Remove`]: the CA's word.
+    Removed(Removal),
+    /// To [`Request::Probe`].
+    Probing(Probing),
+    /// To [`Request::ProbeBack`].
+    Tried(Box<Tried>),
     /// To [`Request::Join`].
     Joined {
         /// Certificate and issuers, PEM.
@@ -147,6 +226,32 @@ pub enum Answer {
     },
     /// It was done.
     Done,
+}
+
+impl Request {
+    /// The rights of which a host needs one to ask this; `None` for what no host of the site may
+    /// ask.
+    pub fn needs(&self) -> Option<&'static [Right]> {
+        match self {
+            Self::Info | Self::Cpu | Self::Gossip(_) => Some(&[Right::Observe]),
+            Self::Prepare(_) | Self::Abandon { .. } => Some(&[Right::Send]),
+            // They go both ways, whichever side the guest is on.
+            Self::Words { .. }
+            | Self::ProcessGone { .. }
+            | Self::Report(_)
+            | Self::Probe(_)
+            | Self::ProbeBack => Some(&[Right::Send, Right::Receive]),
+            // Whoever may do nothing here needs no certificate from here.
+            Self::Renew { .. } => Some(&Right::ALL),
+            Self::Remove { .. } => Some(&[Right::Control]),
+            Self::Join { .. } => None,
+        }
+    }
+
+    /// Whether a host with these rights may ask this.
+    pub fn is_allowed(&self, rights: Rights) -> bool {
+        self.needs().is_some_and(|needs| needs.iter().any(|right| rights.has(*right)))
+    }
 }
 
 impl Question {
@@ -186,36 +291,4 @@ pub fn decode<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn question(versions: Vec<u16>) -> Question {
-        let from = HostRef { id: Uuid::nil(), name: "a".into() };
-        Question { versions, from, address: ":1".into(), request: Request::Info }
-    }
-
-    #[test]
-    fn the_best_common_version_is_taken() {
-        assert_eq!(question(vec![3, 1, 2]).version().unwrap(), 1);
-        let none = question(vec![7]).version().unwrap_err();
-        assert_eq!(none.0.code, ErrorCode::NoCommonVersion);
-        assert!(none.to_string().contains("[7]"));
-    }
-
-    proptest! {
-        #[test]
-        fn nothing_that_a_peer_says_panics(
-            bytes in proptest::collection::vec(any::<u8>(), 0..256),
-            at in 0usize..200,
-            value: u8,
-        ) {
-            let _ = decode::<Question>(&bytes);
-            let mut good = serde_json::to_vec(&question(vec![1])).unwrap();
-            let at = at % good.len();
-            good[at] = value;
-            let _ = decode::<Question>(&good);
-            let _ = decode::<Reply>(&good);
-        }
-    }
-}
+mod tests;

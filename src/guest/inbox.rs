@@ -22,6 +22,7 @@ use super::moving::departure::Over;
 use super::moving::feed::Feed;
 use super::moving::lease::Lease;
 use super::save::Done;
+use crate::api::cpu::GuestCpu;
 use crate::api::moving::MoveStart;
 use crate::api::{Failure, GuestInfo, SaveResult, StopResult};
 
@@ -30,6 +31,8 @@ use crate::api::{Failure, GuestInfo, SaveResult, StopResult};
 pub enum Command {
     /// `GET guest`.
     Info,
+    /// `GET cpu`.
+    Cpu,
     /// `POST pause`.
     Pause,
     /// `POST resume`.
@@ -68,7 +71,7 @@ impl Command {
     /// As [`super::decide::decide`] sees it.
     pub fn input(&self) -> Input {
         match self {
-            Self::Info => Input::Info,
+            Self::Info | Self::Cpu => Input::Info,
             Self::Pause => Input::Pause,
             Self::Resume => Input::Resume,
             Self::Reset => Input::Reset,
@@ -88,6 +91,8 @@ impl Command {
 pub enum Answer {
     /// Facts.
     Info(Box<GuestInfo>),
+    /// The CPU it is shown.
+    Cpu(Box<GuestCpu>),
     /// How it ended.
     Stop(StopResult),
     /// What was saved.

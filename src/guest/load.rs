@@ -189,6 +189,9 @@ fn check_same_machine(asked: &GuestDefinition, saved: &GuestDefinition) -> Resul
     differs("memory (bytes)", saved.memory_bytes.to_string(), asked.memory_bytes.to_string())?;
     differs("CPUs", saved.cpus.to_string(), asked.cpus.to_string())?;
     differs("the CPU template", saved.cpu_template.clone(), asked.cpu_template.clone())?;
+    if saved.cpu != asked.cpu {
+        differs("a CPU template with", "one content".into(), "another".into())?;
+    }
     differs("ACPI", saved.acpi.to_string(), asked.acpi.to_string())?;
     let disks = |d: &GuestDefinition| {
         let one = |d: &crate::config::DiskDefinition| {
@@ -392,10 +395,11 @@ mod tests {
             change(&mut asked);
             grant_load(&same, &asked, &file, None).map_err(|f| f.0.code)
         };
-        let seen: [fn(&mut GuestDefinition); 8] = [
+        let seen: [fn(&mut GuestDefinition); 9] = [
             |d| d.memory_bytes *= 2,
             |d| d.cpus = 2,
             |d| d.cpu_template = "x".into(),
+            |d| d.cpu = Some(vmm::cpu::CpuModel::default()),
             |d| d.acpi = false,
             |d| d.disks.clear(),
             |d| d.disks[0].serial = "t".into(),

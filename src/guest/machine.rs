@@ -5,6 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use migrate_engine::port::{DirtyLog, ReadUnits, Rehearsal, WriteUnits};
+use vmm::cpu::Shown;
 
 use super::savefile::SaveFileError;
 use crate::api::Failure;
@@ -136,6 +137,8 @@ pub trait RunningMachine: Send + Sized + 'static {
 
 /// What can be done to a machine in any state.
 pub trait Controls: Send {
+    /// The CPU that the guest is shown.
+    fn cpu(&self) -> Shown;
     /// Share of time that vCPUs may run, 1 to 100.
     fn cpu_share(&self) -> u8;
     /// Sets that share.

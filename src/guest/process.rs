@@ -44,15 +44,17 @@ use super::server::{Server, Sockets, WaitConsole};
 use super::{ending, log, sys};
 use crate::api::launch::{ReceivedFds, receive_launch, send_reply};
 use crate::api::{ErrorCode, Failure, GuestInfo, LaunchReply, LaunchSpec, LoadSpec};
-use crate::config::GuestDefinition;
+use crate::config::{GuestDefinition, hidden_features};
 
-/// What came open with the launch document, for the machine.
+/// What came with the launch document or from the host's settings, for the machine.
 #[derive(Debug, Default)]
 pub struct Passed {
     /// Where console output goes as well.
     pub console: Option<OwnedFd>,
     /// A tap for each interface whose tap was made for this process, in their order.
     pub taps: Vec<OwnedFd>,
+    /// CPU features that no guest is shown on this host.
+    pub hidden: Vec<String>,
 }
 
 /// Opens what a guest is made of.
@@ -252,7 +254,9 @@ fn build<O: OpenMachine>(
     let (inbox, sources) =
         inbox::sources(guest_events, Some(signals), caller).map_err(no_counter)?;
 
-    let taken = take(machine, &spec, source.as_ref(), Passed { console, taps }, events)?;
+    let hidden = hidden_features(&spec.dirs.config.join("host.toml"))?;
+    let passed = Passed { console, taps, hidden };
+    let taken = take(machine, &spec, source.as_ref(), passed, events)?;
     let (machines, wait_console) = taken.opened.start()?;
     let frame = Frame {
         spec,

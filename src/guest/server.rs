@@ -142,6 +142,7 @@ async fn serve<P: PausedMachine>(
 fn router<P: PausedMachine>(app: App<P>) -> Router {
     Router::new()
         .route("/v1/guest", get(|s| simple(s, Command::Info)))
+        .route("/v1/cpu", get(|s| simple(s, Command::Cpu)))
         .route("/v1/pause", post(|s| simple(s, Command::Pause)))
         .route("/v1/resume", post(|s| simple(s, Command::Resume)))
         .route("/v1/reset", post(|s| simple(s, Command::Reset)))
@@ -172,6 +173,7 @@ async fn ask<P: PausedMachine>(app: &App<P>, command: Command) -> Answered {
     let answer = app.inbox.request(command).await.map_err(|_| gone())?.map_err(Rejected)?;
     Ok(match answer {
         Answer::Info(info) => Json(info).into_response(),
+        Answer::Cpu(cpu) => Json(cpu).into_response(),
         Answer::Stop(result) => Json(result).into_response(),
         Answer::Save(result) => Json(result).into_response(),
         Answer::Done => Json(serde_json::json!({ "schema": 1 })).into_response(),

@@ -11,6 +11,7 @@ pub fn definition(name: &str) -> GuestDefinition {
         huge_pages: false,
         cpus: 1,
         cpu_template: "host".into(),
+        cpu: None,
         dirty_ring: false,
         kernel: None,
         initrd: None,
@@ -299,6 +300,10 @@ pub mod fake {
     struct FakeControls(Arc<AtomicU8>, Strings);
 
     impl Controls for FakeControls {
+        fn cpu(&self) -> vmm::cpu::Shown {
+            vmm::cpu::Shown { tsc_khz: 7, ..Default::default() }
+        }
+
         fn cpu_share(&self) -> u8 {
             self.0.load(Ordering::SeqCst)
         }

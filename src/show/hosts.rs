@@ -3,7 +3,7 @@
 use super::columns::{align, pairs};
 use super::style::{Style, safe};
 use super::units::{bytes, span};
-use crate::api::host::{HostCheck, HostInfo, HostList};
+use crate::api::host::{HostCheck, HostInfo, HostList, RemovalOutcome};
 
 /// The table of `host ls`.
 pub fn listing(list: &HostList, style: Style) -> String {
@@ -83,6 +83,9 @@ pub fn page(info: &HostInfo, style: Style) -> String {
         };
         rows.push(("certificate", format!("{words} ({end:.0})")));
     }
+    if let Some(problem) = &info.kvm_problem {
+        rows.push(("kvm", style.red(&safe(problem))));
+    }
     rows.push(("cpus", info.cpus.to_string()));
     rows.push((
         "memory",
@@ -96,6 +99,32 @@ pub fn page(info: &HostInfo, style: Style) -> String {
     rows.push(("guests", format!("{}, {} moves go on", info.guests, info.moves_running)));
     rows.extend(info.advice.iter().map(|a| ("advice", style.yellow(&safe(a)))));
     pairs(&rows)
+}
+
+/// What became of `host remove`.
+pub fn removed(host: &str, outcome: Option<&RemovalOutcome>) -> String {
+    let host = safe(host);
+    match outcome {
+        Some(RemovalOutcome { from_site: false, error: None, .. }) => format!(
+            "{host} is trusted no more by this host. It has the site's CA: others end their trust \
+             in it one by one\n"
+        ),
+        Some(RemovalOutcome { from_site: false, error: Some(error), .. }) => format!(
+            "{host} is trusted no more by this host, but is not removed from the site: {}\n  next:  \
+             {}\n  or, on the CA's host:  migrate host remove {host}\n",
+            safe(&error.message),
+            safe(&error.remedy)
+        ),
+        Some(RemovalOutcome { not_told, .. }) if !not_told.is_empty() => {
+            let names: Vec<String> = not_told.iter().map(|n| safe(n)).collect();
+            format!(
+                "{host} is no host of this site any more. Not reached now, and told when they come \
+                 back: {}\n",
+                names.join(", ")
+            )
+        }
+        _ => format!("{host} is no host of this site any more.\n"),
+    }
 }
 
 /// What `host check` found.

@@ -1,6 +1,7 @@
 //! What people read: tables, sentences, colours. Pure functions from facts to text.
 
 pub mod columns;
+pub mod cpu;
 pub mod demo;
 pub mod failure;
 pub mod guest;

@@ -6,6 +6,7 @@
 mod support;
 
 mod bandwidth;
+mod cpu;
 mod deaths;
 mod moved;
 mod refused;

@@ -23,6 +23,7 @@ fn parts(vcpus: u32) -> Result<(Parts, Console), Failure> {
         memory: MemoryConfig::new(MIB << 20, false)?,
         vcpus: VcpuCount::try_from(vcpus)?,
         cpu_template: "host".into(),
+        cpu_model: None,
         dirty_tracking: DirtyTracking::Log,
         generation_id: [1; 16],
     };

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::cpu::CpuModel;
 use crate::memory::layout;
 
 /// Least RAM of a guest.
@@ -125,8 +126,11 @@ pub struct MachineConfig {
     pub memory: MemoryConfig,
     /// vCPUs.
     pub vcpus: VcpuCount,
-    /// Name of the CPU template (see [`crate::vcpu::template`]).
+    /// Name of the CPU template (see [`crate::vcpu::template`]), or of `cpu_model`.
     pub cpu_template: String,
+    /// The CPU that the guest is shown, if it is none of the named templates.
+    #[serde(default)]
+    pub cpu_model: Option<CpuModel>,
     /// How dirty pages are reported.
     pub dirty_tracking: DirtyTracking,
     /// The guest's identity: what the VM generation id is derived from.

@@ -9,6 +9,7 @@
 
 pub mod boot;
 pub mod config;
+pub mod cpu;
 pub mod devices;
 pub mod eventfd;
 pub mod events;

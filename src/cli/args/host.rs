@@ -32,6 +32,8 @@ pub enum HostCommand {
     Show(ShowArgs),
     /// Test both directions to a host, and say how to mend what is wrong
     Check(OtherHost),
+    /// Compare the CPUs of hosts, and make a template of what they have in common
+    Cpu(CpuArgs),
     /// Remove a host from the site: nobody trusts it any more
     Remove(OtherHost),
 }
@@ -78,6 +80,17 @@ pub struct ShowArgs {
     /// Another host; this one if absent
     #[arg(value_name = "HOST", value_parser = parse_host)]
     pub host: Option<String>,
+}
+
+/// `host cpu`
+#[derive(Clone, Debug, Args)]
+pub struct CpuArgs {
+    /// Hosts to compare; all of the site if absent
+    #[arg(value_name = "HOST", value_parser = parse_host)]
+    pub hosts: Vec<String>,
+    /// Write a template for 'run --cpu-template @FILE' that all of them have
+    #[arg(long, short, value_name = "FILE")]
+    pub output: Option<PathBuf>,
 }
 
 /// Another host.

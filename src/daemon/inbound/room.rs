@@ -140,6 +140,11 @@ impl Room {
         self.held.len()
     }
 
+    /// Ports that are promised.
+    pub fn ports(&self) -> Vec<u16> {
+        self.held.values().flat_map(|h| h.ports.iter().copied()).collect()
+    }
+
     /// Memory that is promised, bytes.
     pub fn promised(&self) -> u64 {
         self.held.values().fold(0, |sum, h| sum.saturating_add(h.claim.with_overhead()))
@@ -218,7 +223,7 @@ impl Room {
         if let Some(problem) = self.problems(&claim, host).into_iter().next() {
             return Err(problem);
         }
-        let taken: BTreeSet<u16> = self.held.values().flat_map(|h| h.ports.clone()).collect();
+        let taken: BTreeSet<u16> = self.ports().into_iter().collect();
         let free = host.ports.iter().filter(|p| !taken.contains(p));
         let ports: Vec<u16> = free.copied().take(claim.ports).collect();
         if ports.len() < claim.ports {

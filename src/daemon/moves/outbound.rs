@@ -44,7 +44,7 @@ pub async fn find(daemon: &Daemon, name: &str) -> Result<(GuestClient, GuestInfo
 /// Begins a move; answers its id. It goes on in a task.
 pub async fn begin(daemon: &Arc<Daemon>, request: MoveRequest) -> Result<Uuid, Failure> {
     let (client, info) = find(daemon, &request.guest).await?;
-    let to = target(daemon, &request.to)?;
+    let to = target(daemon, &request.to).await?;
     let about = About {
         move_id: Uuid::new_v4(),
         guest: info.name.clone(),
@@ -100,7 +100,7 @@ pub async fn go_on(daemon: Arc<Daemon>, open: Arc<Open>, begun: Begun) {
 }
 
 /// The host to move to, which must be another one that may receive from here.
-pub fn target(daemon: &Daemon, name: &str) -> Result<HostRef, Failure> {
+pub async fn target(daemon: &Arc<Daemon>, name: &str) -> Result<HostRef, Failure> {
     let identity = daemon.identity();
     daemon.dialler()?;
     let parsed = host_name(name)?;
@@ -111,7 +111,7 @@ pub fn target(daemon: &Daemon, name: &str) -> Result<HostRef, Failure> {
             "name another host: migrate host ls",
         ));
     }
-    let known = daemon.known(name)?;
+    let known = daemon.find(name).await?;
     if !identity.is_some_and(|i| i.site.rights(&parsed).has(Right::Receive)) {
         return Err(Failure::new(
             ErrorCode::HostRefused,
@@ -147,7 +147,7 @@ async fn order(
     let agreed = tokio::select! {
         biased;
         () = wanted(&mut cancel) => Err(cancelled()),
-        start = agree(daemon, open) => start,
+        start = agree(daemon, client, open) => start,
     };
     let start = match agreed {
         Ok(start) => start,
@@ -185,7 +185,11 @@ fn cancelled() -> Failure {
 }
 
 /// Has the other host get ready; answers the order for the guest's process.
-async fn agree(daemon: &Arc<Daemon>, open: &Open) -> Result<MoveStart, Failure> {
+async fn agree(
+    daemon: &Arc<Daemon>,
+    client: &GuestClient,
+    open: &Open,
+) -> Result<MoveStart, Failure> {
     let about = &open.about;
     let definition = open.definition.clone();
     let look = tokio::task::spawn_blocking(move || keeper::place::obstacle(&definition));
@@ -205,6 +209,7 @@ async fn agree(daemon: &Arc<Daemon>, open: &Open) -> Result<MoveStart, Failure> 
         payload,
         dry_run: false,
         asked: Some((about.started, about.options.clone())),
+        cpu: crate::daemon::cpu::of_guest(client).await,
     };
     let told = daemon.ask(&about.to.name, Request::Prepare(Box::new(prepare))).await?;
     let Told { host, address, answer, .. } = told;

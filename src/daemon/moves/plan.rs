@@ -19,8 +19,8 @@ const ASSUMED: u64 = 500 << 20;
 
 /// Looks at both hosts.
 pub async fn plan(daemon: &Arc<Daemon>, request: MoveRequest) -> Result<MovePlan, Failure> {
-    let (_, info) = find(daemon, &request.guest).await?;
-    let to = target(daemon, &request.to)?;
+    let (client, info) = find(daemon, &request.guest).await?;
+    let to = target(daemon, &request.to).await?;
     let mut problems = Vec::new();
     if daemon.moves.follows(info.uuid) {
         problems.push(body(ErrorCode::Busy, "the guest is being moved", "wait for it", None));
@@ -38,6 +38,7 @@ pub async fn plan(daemon: &Arc<Daemon>, request: MoveRequest) -> Result<MovePlan
         payload: 0,
         dry_run: true,
         asked: None,
+        cpu: crate::daemon::cpu::of_guest(&client).await,
     };
     let told = daemon.ask(&request.to, Request::Prepare(Box::new(prepare))).await;
     let (room_bytes, rtt) = match told {

@@ -10,6 +10,7 @@ use super::{
     SaveUnderWay, State, Term, Timestamp,
 };
 use crate::api::ErrorCode;
+use crate::api::cpu::GuestCpu;
 use crate::guest::facts::VERSION;
 use crate::guest::journal::record::Record;
 use crate::guest::machine::RunningMachine;
@@ -94,11 +95,21 @@ impl<M: MakeMachine> Owner<M> {
         }
         if let Some(request) = request {
             request.reply.send(match result {
+                Ok(()) if matches!(request.command, Command::Cpu) => self.cpu(),
                 Ok(()) => Ok(Answer::Info(Box::new(self.info()))),
                 Err(failure) => Err(failure.with_state(self.guest_state())),
             });
         }
         None
+    }
+
+    /// The CPU that the guest is shown, while it has one.
+    fn cpu(&self) -> Result<Answer, Failure> {
+        let Some(handles) = &self.handles else {
+            let why = "it is being handed over";
+            return Err(Failure::new(ErrorCode::Busy, why, "ask again later").retryable());
+        };
+        Ok(Answer::Cpu(Box::new(GuestCpu { schema: 1, shown: handles.controls.cpu() })))
     }
 
     fn set_cpu_share(&self, share: u8) -> Result<(), Failure> {

@@ -129,6 +129,7 @@ pub struct Kvm {
     system: Arc<kvm_ioctls::Kvm>,
     caps: Capabilities,
     backend: Backend,
+    hidden: Arc<[String]>,
 }
 
 impl Kvm {
@@ -155,7 +156,7 @@ impl Kvm {
             return Err(KvmError::ApiVersion(version));
         }
         let caps = Capabilities::probe(|cap| kvm.check_extension_raw(c_ulong::from(cap)))?;
-        Ok(Self { system: Arc::new(kvm), caps, backend: Backend::detect() })
+        Ok(Self { system: Arc::new(kvm), caps, backend: Backend::detect(), hidden: Arc::new([]) })
     }
 
     /// What this KVM can do beyond what is required.
@@ -166,6 +167,17 @@ impl Kvm {
     /// What stands behind it.
     pub fn backend(&self) -> Backend {
         self.backend
+    }
+
+    /// The same KVM, which shows guests no feature of these names ([`crate::cpu::features`]).
+    #[must_use]
+    pub fn hiding(self, features: Vec<String>) -> Self {
+        Self { hidden: features.into(), ..self }
+    }
+
+    /// Features that no guest is shown on this host.
+    pub fn hidden(&self) -> &[String] {
+        &self.hidden
     }
 
     /// The system descriptor.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use kvm_bindings::{
-    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_CPUID_ENTRIES,
-    KVM_MP_STATE_RUNNABLE, kvm_irqchip, kvm_mp_state, kvm_pit_state2,
+    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MP_STATE_RUNNABLE,
+    kvm_irqchip, kvm_mp_state, kvm_pit_state2,
 };
 use kvm_ioctls::VcpuFd;
 use zerocopy::{FromBytes, IntoBytes};
@@ -17,6 +17,7 @@ use super::throttle::Throttle;
 use super::{Machine, MachineError, Paused, StopTimes};
 use crate::boot::{self, BootSource, Entry};
 use crate::config::{DirtyTracking, MachineConfig};
+use crate::cpu::{ARCH_CAPABILITIES, CpuModel, Msr, Shown, compat, host, rules};
 use crate::devices::console::Console;
 use crate::events::EventSink;
 use crate::kvm::{Kvm, KvmError, LogMode, Vm};
@@ -26,7 +27,7 @@ use crate::state::v1::{CpuidEntry, MachineState, MsrEntry, VcpuState};
 use crate::vcpu::regs::{self, Abilities};
 use crate::vcpu::template::{self, Platform, Template};
 use crate::vcpu::thread::VcpuParts;
-use crate::vcpu::{Buses, VcpuError, VcpuThread, compat, kick, msrs};
+use crate::vcpu::{Buses, VcpuError, VcpuThread, kick, msrs};
 
 /// `IA32_MTRR_DEF_TYPE`: MTRRs on, memory is write-back, as firmware leaves it.
 const MTRR_DEF_TYPE: MsrEntry = MsrEntry { index: 0x2FF, value: 1 << 11 | 6 };
@@ -50,8 +51,34 @@ pub struct Parts {
 pub struct Builder {
     kvm: Kvm,
     parts: Parts,
-    template: &'static Template,
+    template: Choice,
     vm: Vm,
+}
+
+/// What a guest that boots is shown of the CPU.
+enum Choice {
+    /// What a template leaves of this host's.
+    Named(&'static Template),
+    /// Just this.
+    Model(CpuModel),
+}
+
+impl Choice {
+    fn of(config: &MachineConfig) -> Result<Self, MachineError> {
+        if let Some(model) = &config.cpu_model {
+            return Ok(Self::Model(model.clone()));
+        }
+        let named = template::find(&config.cpu_template);
+        named.map(Self::Named).ok_or_else(|| MachineError::Template(config.cpu_template.clone()))
+    }
+
+    /// The CPUID of vCPU `vcpu`.
+    fn cpuid(&self, offered: &CpuModel, platform: &Platform, vcpu: u32) -> Vec<CpuidEntry> {
+        match self {
+            Self::Named(template) => template.apply(&offered.entries(), platform, vcpu),
+            Self::Model(model) => template::complete(model.entries(), platform, vcpu),
+        }
+    }
 }
 
 /// vCPU `index` failed.
@@ -63,8 +90,7 @@ impl Builder {
     /// Makes the machine's memory and its KVM side.
     pub fn new(kvm: &Kvm, parts: Parts) -> Result<Self, MachineError> {
         let config = &parts.config;
-        let template = template::find(&config.cpu_template)
-            .ok_or_else(|| MachineError::Template(config.cpu_template.clone()))?;
+        let template = Choice::of(config)?;
         let (wanted, limit) = (config.vcpus.get(), kvm.capabilities().max_vcpus);
         if wanted > limit {
             return Err(MachineError::TooManyVcpus { wanted, limit });
@@ -98,7 +124,7 @@ impl Builder {
         for index in 0..self.parts.config.vcpus.get() {
             makers.create(index)?;
         }
-        makers.start_at(self.template, &entry)?;
+        makers.start_at(&self.template, &entry)?;
         makers.finish(devices, self.parts.config, &self.parts.events)
     }
 
@@ -135,8 +161,12 @@ impl Builder {
     /// Before anything is filled in: a CPU that lacks what the guest was promised.
     fn check_cpu(&self, state: &MachineState) -> Result<(), MachineError> {
         let Some(first) = state.vcpus.first() else { return Ok(()) };
-        let supported = supported_cpuid(&self.kvm)?;
-        compat::lack(&first.cpuid, &supported).map_or(Ok(()), |lack| Err(MachineError::Cpu(lack)))
+        let offered = host::offered(&self.kvm)?;
+        let told = first.msrs.iter().find(|m| m.index == ARCH_CAPABILITIES);
+        // A state that does not say what the guest was told promises nothing.
+        let value = told.map_or_else(|| offered.msr(ARCH_CAPABILITIES), |m| m.value);
+        let told = Msr { index: ARCH_CAPABILITIES, value };
+        has_all(&CpuModel::from_entries(&first.cpuid, vec![told]), &offered)
     }
 
     fn check_shape(&self, state: &MachineState) -> Result<(), MachineError> {
@@ -200,8 +230,11 @@ impl<'a> Makers<'a> {
     }
 
     /// CPUID and start registers of a machine that boots.
-    fn start_at(&mut self, template: &Template, entry: &Entry) -> Result<(), MachineError> {
-        let supported = supported_cpuid(self.kvm)?;
+    fn start_at(&mut self, template: &Choice, entry: &Entry) -> Result<(), MachineError> {
+        let offered = host::offered(self.kvm)?;
+        if let Choice::Model(model) = template {
+            has_all(model, &offered)?;
+        }
         for (index, (fd, cpuid)) in (0u32..).zip(&mut self.made) {
             let khz =
                 fd.get_tsc_khz().map_err(|e| vcpu(index)(VcpuError::call("KVM_GET_TSC_KHZ")(e)))?;
@@ -211,8 +244,11 @@ impl<'a> Makers<'a> {
                 tsc_deadline: self.kvm.capabilities().tsc_deadline,
                 tsc_khz: khz,
             };
-            *cpuid = template.apply(&supported, &platform, index);
+            *cpuid = template.cpuid(&offered, &platform, index);
             regs::set_cpuid(fd, cpuid).map_err(vcpu(index))?;
+            if let Choice::Model(model) = template {
+                tell_capabilities(fd, model).map_err(vcpu(index))?;
+            }
             start_registers(fd, index, entry).map_err(vcpu(index))?;
         }
         Ok(())
@@ -251,6 +287,7 @@ impl<'a> Makers<'a> {
         events: &EventSink,
     ) -> Result<Paused, MachineError> {
         let abilities = self.abilities()?;
+        let cpu = Arc::new(self.made.first().map(shown).unwrap_or_default());
         let buses: Arc<Buses> = devices.buses();
         let rings = self.rings.as_ref().map(|r| (self.vm.clone(), r.clone()));
         let mut vcpus = Vec::with_capacity(self.made.len());
@@ -275,6 +312,7 @@ impl<'a> Makers<'a> {
             rings: self.rings,
             log_in_use: Arc::new(AtomicBool::new(false)),
             config,
+            cpu,
             boot_id: self.boot_id,
             faults: Vec::new(),
         };
@@ -282,13 +320,37 @@ impl<'a> Makers<'a> {
     }
 }
 
-/// What KVM can show a guest on this host.
-fn supported_cpuid(kvm: &Kvm) -> Result<Vec<CpuidEntry>, MachineError> {
-    let supported = kvm
-        .fd()
-        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-        .map_err(KvmError::call("KVM_GET_SUPPORTED_CPUID"))?;
-    Ok(regs::cpuid_entries(&supported))
+/// Whether this host has what a guest is promised.
+fn has_all(promised: &CpuModel, offered: &CpuModel) -> Result<(), MachineError> {
+    compat::lack(promised, offered).map_or(Ok(()), |lack| Err(MachineError::Cpu(lack)))
+}
+
+/// Puts into `IA32_ARCH_CAPABILITIES` what the template says; untold, KVM shows the host's. A KVM
+/// that keeps its own value may, if that promises no more.
+fn tell_capabilities(fd: &VcpuFd, model: &CpuModel) -> Result<(), VcpuError> {
+    if !model.has_capabilities() {
+        return Ok(());
+    }
+    let value = model.msr(ARCH_CAPABILITIES);
+    match msrs::write(fd, &[MsrEntry { index: ARCH_CAPABILITIES, value }]) {
+        Err(VcpuError::MsrWrite { has: Some(has), .. })
+            if rules::join_capabilities(has, value) == has =>
+        {
+            Ok(())
+        }
+        written => written,
+    }
+}
+
+/// What the guest of this vCPU is shown.
+fn shown((fd, cpuid): &(VcpuFd, Vec<CpuidEntry>)) -> Shown {
+    let mut model = CpuModel::from_entries(cpuid, Vec::new());
+    if model.has_capabilities()
+        && let Ok(told) = msrs::read(fd, &[ARCH_CAPABILITIES])
+    {
+        model.msrs.extend(told.iter().map(|m| Msr { index: m.index, value: m.value }));
+    }
+    Shown { model, tsc_khz: fd.get_tsc_khz().unwrap_or(0) }
 }
 
 /// What firmware would have left behind; the boot CPU at its entry point, the others waiting for

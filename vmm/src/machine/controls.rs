@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::announce;
 use super::throttle::Throttle;
+use crate::cpu::Shown;
 use crate::devices::acpi_pm::AcpiPm;
 use crate::devices::virtio::net::Announcer;
 use crate::devices::vmgenid::VmGenId;
@@ -15,6 +16,7 @@ pub struct Controls {
     pm: Arc<Mutex<AcpiPm>>,
     vmgenid: Arc<Mutex<VmGenId>>,
     announcers: Arc<[Announcer]>,
+    cpu: Arc<Shown>,
 }
 
 impl std::fmt::Debug for Controls {
@@ -29,8 +31,14 @@ impl Controls {
         pm: Arc<Mutex<AcpiPm>>,
         vmgenid: Arc<Mutex<VmGenId>>,
         announcers: Arc<[Announcer]>,
+        cpu: Arc<Shown>,
     ) -> Self {
-        Self { throttle, pm, vmgenid, announcers }
+        Self { throttle, pm, vmgenid, announcers, cpu }
+    }
+
+    /// The CPU that the guest has, as it is shown.
+    pub fn cpu(&self) -> &Shown {
+        &self.cpu
     }
 
     /// Share of time that each vCPU may run, in percent.

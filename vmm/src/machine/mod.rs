@@ -26,6 +26,8 @@ use throttle::Throttle;
 
 use crate::boot::BootError;
 use crate::config::MachineConfig;
+use crate::cpu::Shown;
+use crate::cpu::compat::Lack;
 use crate::devices::virtio::DeviceError;
 use crate::kvm::{KvmError, Vm};
 use crate::memory::GuestRam;
@@ -34,7 +36,6 @@ use crate::memory::ram::RamError;
 use crate::memory::ring::RingSet;
 use crate::state::StateError;
 use crate::state::v1::{MachineState, Shape};
-use crate::vcpu::compat::Lack;
 use crate::vcpu::{VcpuError, VcpuThread};
 
 /// Why a machine could not be made, saved, restored or resumed.
@@ -115,6 +116,7 @@ struct Machine {
     rings: Option<Arc<RingSet>>,
     log_in_use: Arc<AtomicBool>,
     config: MachineConfig,
+    cpu: Arc<Shown>,
     boot_id: [u8; 16],
     /// What failed while it was being stopped.
     faults: Vec<String>,
@@ -253,6 +255,7 @@ impl Machine {
             self.devices.pm(),
             self.devices.vmgenid(),
             self.devices.announcers(),
+            self.cpu.clone(),
         )
     }
 

@@ -1,6 +1,5 @@
 //! vCPUs: what the guest sees of its CPU, the registers to and from saved state, the thread.
 
-pub mod compat;
 pub mod kick;
 pub mod msrs;
 pub mod regs;

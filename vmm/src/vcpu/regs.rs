@@ -11,6 +11,7 @@ use kvm_ioctls::VcpuFd;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::{VcpuError, msrs};
+use crate::cpu::compat::same_frequency;
 use crate::kvm::{Capabilities, ioctls};
 use crate::state::v1::{CpuidEntry, VcpuState};
 
@@ -154,12 +155,6 @@ pub fn restore_before_clock(
     vcpu.set_xcrs(&xcrs).map_err(VcpuError::call("KVM_SET_XCRS"))?;
     let debugregs: kvm_debugregs = parse("debugregs", &state.debugregs)?;
     vcpu.set_debug_regs(&debugregs).map_err(VcpuError::call("KVM_SET_DEBUGREGS"))
-}
-
-/// Whether KVM takes two TSC frequencies for the same, and does not scale. A quarter of a
-/// thousandth is what NTP corrects; KVM tolerates as much.
-fn same_frequency(state: u32, host: u32) -> bool {
-    host.abs_diff(state) <= host / 4000
 }
 
 /// The extended state in this host's size. The size depends on what the host's CPU has, not on

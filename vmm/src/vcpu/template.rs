@@ -6,21 +6,9 @@
 
 use kvm_bindings::KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
 
+use crate::cpu::Register::{self, Eax, Ebx, Ecx, Edx};
 use crate::kvm::Backend;
 use crate::state::v1::CpuidEntry;
-
-/// One register of a CPUID answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Register {
-    /// EAX.
-    Eax,
-    /// EBX.
-    Ebx,
-    /// ECX.
-    Ecx,
-    /// EDX.
-    Edx,
-}
 
 /// Bits that a template takes away.
 #[derive(Clone, Copy, Debug)]
@@ -57,8 +45,6 @@ const fn keep(
 ) -> Mask {
     Mask { function, index, register, keep, what }
 }
-
-use Register::{Eax, Ebx, Ecx, Edx};
 
 /// What Haswell and Zen have in common. Mitigations (IBRS, STIBP, SSBD) stay: every host that is
 /// kept up to date has them.
@@ -158,17 +144,23 @@ impl Template {
         for mask in self.masks {
             mask.apply(&mut entries);
         }
-        if platform.backend == Backend::Software {
-            SOFTWARE_QUIRK.apply(&mut entries);
-        }
-        for entry in &mut entries {
-            features(entry, platform);
-            topology(entry, platform.vcpus, vcpu);
-        }
-        extended_topology(&mut entries, platform.vcpus, vcpu);
-        hypervisor_timing(&mut entries, platform.tsc_khz);
-        entries
+        complete(entries, platform, vcpu)
     }
+}
+
+/// The CPUID of vCPU `vcpu` of a guest that is shown `entries`: with its topology, and what
+/// depends on how it is run.
+pub fn complete(mut entries: Vec<CpuidEntry>, platform: &Platform, vcpu: u32) -> Vec<CpuidEntry> {
+    if platform.backend == Backend::Software {
+        SOFTWARE_QUIRK.apply(&mut entries);
+    }
+    for entry in &mut entries {
+        features(entry, platform);
+        topology(entry, platform.vcpus, vcpu);
+    }
+    extended_topology(&mut entries, platform.vcpus, vcpu);
+    hypervisor_timing(&mut entries, platform.tsc_khz);
+    entries
 }
 
 impl Mask {
@@ -227,6 +219,12 @@ fn topology(entry: &mut CpuidEntry, vcpus: u32, vcpu: u32) {
             let level = (entry.eax >> 5) & 7;
             let sharing = if level >= 3 { ids - 1 } else { 0 };
             entry.eax = (entry.eax & 0x3FFF) | (sharing << 14) | ((ids - 1) << 26);
+        }
+        // The same (AMD), where nothing counts cores.
+        0x8000_001D if entry.eax & 0x1F != 0 => {
+            let level = (entry.eax >> 5) & 7;
+            let sharing = if level >= 3 { vcpus - 1 } else { 0 };
+            entry.eax = (entry.eax & 0x3FFF) | (sharing << 14);
         }
         // AMD: number of threads in the package, size of the core id.
         0x8000_0008 => entry.ecx = (entry.ecx & !0xF0FF) | (core_bits(vcpus) << 12) | (vcpus - 1),

@@ -54,6 +54,7 @@ impl Shape {
             memory: MemoryConfig::new(self.mib << 20, false).unwrap(),
             vcpus: VcpuCount::try_from(self.cpus).unwrap(),
             cpu_template: "host".into(),
+            cpu_model: None,
             dirty_tracking: self.tracking,
             generation_id: [1; 16],
         }

@@ -11,11 +11,13 @@ use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 use super::{
     Fingerprint, HostName, IdentityError, Moment,
     pem::{self, Claims},
-    renewal::{AUTHORITY_LIFETIME, BACKDATED, HOST_LIFETIME},
+    renewal::{self, AUTHORITY_LIFETIME, BACKDATED, HOST_LIFETIME, Renewal},
 };
 
 /// What this certificate is called in errors.
 const WHAT: &str = "the site's CA certificate";
+/// Begins the name of a CA that was made here, and not given.
+const MADE_HERE: &str = "migrate CA of ";
 /// Longest certificate request in bytes of PEM; ours have about 500.
 const REQUEST_LIMIT: usize = 8 << 10;
 
@@ -23,7 +25,10 @@ const REQUEST_LIMIT: usize = 8 << 10;
 pub struct Authority {
     certificate_pem: String,
     der: Vec<u8>,
+    not_before: Moment,
     not_after: Moment,
+    /// What the site is called, if its CA was made here.
+    made_for: Option<String>,
     key_pem: String,
     issuer: Issuer<'static, KeyPair>,
 }
@@ -36,13 +41,19 @@ impl Authority {
     pub fn generate(site: &str, now: Moment) -> Result<Self, IdentityError> {
         let make = |e: rcgen::Error| IdentityError::Make { what: "a CA", detail: e.to_string() };
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(make)?;
+        Self::certify(site, &key, now)
+    }
+
+    /// The certificate of a CA, signed by itself.
+    fn certify(site: &str, key: &KeyPair, now: Moment) -> Result<Self, IdentityError> {
+        let make = |e: rcgen::Error| IdentityError::Make { what: "a CA", detail: e.to_string() };
         let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, format!("migrate CA of {site}"));
+        params.distinguished_name.push(DnType::CommonName, format!("{MADE_HERE}{site}"));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         set_validity(&mut params, now.minus(BACKDATED), now.plus(AUTHORITY_LIFETIME));
         params.serial_number = Some(generate_serial()?);
-        let certificate = params.self_signed(&key).map_err(make)?;
+        let certificate = params.self_signed(key).map_err(make)?;
         Self::from_pem(&certificate.pem(), &key.serialize_pem())
     }
 
@@ -66,9 +77,40 @@ impl Authority {
         }
         let issuer = Issuer::from_ca_cert_der(&der.as_slice().into(), key)
             .map_err(|e| unreadable(e.to_string()))?;
-        let not_after = claims.not_after;
+        let common_name = parsed.subject().iter_common_name().next();
+        let made_for = common_name
+            .and_then(|name| name.as_str().ok()?.strip_prefix(MADE_HERE).map(str::to_owned))
+            .filter(|_| parsed.subject() == parsed.issuer());
+        let (not_before, not_after) = (claims.not_before, claims.not_after);
         let (certificate_pem, key_pem) = (certificate_pem.to_owned(), key_pem.to_owned());
-        Ok(Self { certificate_pem, der, not_after, key_pem, issuer })
+        Ok(Self { certificate_pem, der, not_before, not_after, made_for, key_pem, issuer })
+    }
+
+    /// The same CA, name and key, with a certificate that is valid from `now` on. Hosts that
+    /// trust the old certificate accept what is signed under the new one, and the other way
+    /// round: trust is in name and key. `None` for a CA that was given: its certificate is not
+    /// ours to make.
+    ///
+    /// # Errors
+    /// The crypto library could not make it.
+    pub fn reissue(&self, now: Moment) -> Result<Option<Self>, IdentityError> {
+        let Some(site) = &self.made_for else { return Ok(None) };
+        Self::certify(site, self.key(), now).map(Some)
+    }
+
+    /// What to do about the age of its certificate.
+    pub fn renewal(&self, now: Moment) -> Renewal {
+        renewal::decide(self.not_before, self.not_after, now)
+    }
+
+    /// Last second of its certificate; nothing that it signs is valid for longer.
+    pub fn not_after(&self) -> Moment {
+        self.not_after
+    }
+
+    /// The private key.
+    pub(super) fn key(&self) -> &KeyPair {
+        self.issuer.key()
     }
 
     /// The certificate, for every host of the site.

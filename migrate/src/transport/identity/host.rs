@@ -98,6 +98,11 @@ impl HostIdentity {
         &self.name
     }
 
+    /// When the certificate was signed.
+    pub fn signed(&self) -> Moment {
+        self.not_before.plus(renewal::BACKDATED)
+    }
+
     /// Last second of the certificate.
     pub fn not_after(&self) -> Moment {
         self.not_after

@@ -35,6 +35,7 @@ pub mod invitation;
 pub mod moment;
 pub mod name;
 pub mod refusal;
+pub mod removal;
 pub mod renewal;
 pub mod site;
 pub mod verify;
@@ -50,6 +51,7 @@ pub use invitation::Invitation;
 pub use moment::Moment;
 pub use name::HostName;
 pub use refusal::Refusal;
+pub use removal::Removal;
 pub use site::{Right, Rights, Site};
 
 use thiserror::Error;

@@ -3,7 +3,7 @@
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer};
 
-use super::{HostName, IdentityError, Moment};
+use super::{HostName, IdentityError, Moment, renewal::BACKDATED};
 
 /// All certificates in `text`, at least one.
 pub(super) fn certificates(
@@ -55,6 +55,11 @@ impl Claims {
             names,
             public_key: certificate.public_key().subject_public_key.data.to_vec(),
         })
+    }
+
+    /// When its CA signed it, if that was one of ours.
+    pub(super) fn signed(&self) -> Moment {
+        self.not_before.plus(BACKDATED)
     }
 
     /// The one host that it names.

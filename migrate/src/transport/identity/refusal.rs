@@ -72,7 +72,7 @@ pub enum Refusal {
     /// Removed from the site.
     #[error(
         "{host} was removed from this site on {removed}: to let it in again, `migrate host \
-         invite` here and `migrate host join` there"
+         invite` on the CA's host, then `migrate host join` on {host}"
     )]
     Removed {
         /// Which host.

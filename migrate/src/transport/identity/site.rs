@@ -1,12 +1,17 @@
 //! What a host knows of its site: the authorities it trusts, the hosts and their rights, and the
 //! hosts that were removed. Plain data, replaced as a whole when it changes.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 
-use super::{Fingerprint, HostName, IdentityError, Moment, pem};
+use super::{
+    Fingerprint, HostIdentity, HostName, IdentityError, Moment, Refusal,
+    pem::{self, Claims},
+    verify::Policy,
+};
+use crate::transport::quic::tls;
 
 /// One thing that a host may do to this one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -126,9 +131,39 @@ impl Site {
         &self.authorities
     }
 
+    /// Whether `other` trusts nobody whom this site does not: the same names and keys, the dates
+    /// of the certificates aside.
+    pub fn has_authorities_of(&self, other: &Self) -> bool {
+        let anchors = |site: &Self| {
+            let anchors = site.authorities.iter().map(|der| {
+                let anchor = webpki::anchor_from_trusted_cert(der).ok()?;
+                Some((anchor.subject.to_vec(), anchor.subject_public_key_info.to_vec()))
+            });
+            anchors.collect::<Vec<_>>()
+        };
+        let ours = anchors(self);
+        anchors(other).iter().all(|anchor| anchor.is_some() && ours.contains(anchor))
+    }
+
+    /// Whether the site accepts a host, itself included, with the certificates that it shows.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn accept(self: &Arc<Self>, host: &HostIdentity, now: Moment) -> Result<(), Refusal> {
+        let expected = Some(host.name().clone());
+        let policy = Policy::Site { site: Arc::clone(self), expected };
+        policy.decide(&tls::algorithms(), &host.chain(), now).map(|_| ())
+    }
+
     /// Fingerprints of the trusted authorities, for people to compare.
     pub fn fingerprints(&self) -> impl Iterator<Item = Fingerprint> {
         self.authorities.iter().map(|der| Fingerprint::of(der))
+    }
+
+    /// The last second of the longest-lived certificate among the authorities.
+    pub fn not_after(&self) -> Moment {
+        let ends = self.authorities.iter().filter_map(|der| Claims::read(der).ok());
+        ends.map(|claims| claims.not_after).max().unwrap_or(Moment(0))
     }
 
     /// What `host` may do here.

@@ -14,7 +14,6 @@ use webpki::{EndEntityCert, KeyUsage};
 
 use super::{
     Fingerprint, HostName, Moment, Refusal, Rights, Site, invitation::AuthorityPrint, pem::Claims,
-    renewal::BACKDATED,
 };
 use crate::transport::link::printable;
 
@@ -27,6 +26,8 @@ pub struct Peer {
     pub rights: Rights,
     /// Its certificate.
     pub fingerprint: Fingerprint,
+    /// When its certificate was signed.
+    pub signed: Moment,
     /// Last second of its certificate.
     pub not_after: Moment,
 }
@@ -88,7 +89,7 @@ impl Policy {
                 let anchors = site.authorities();
                 let (name, claims) = check_host(algorithms, leaf, issuers, anchors, now)?;
                 if let Some(removed) = site.removed(&name)
-                    && claims.not_before.plus(BACKDATED) <= removed
+                    && claims.signed() <= removed
                 {
                     return Err(Refusal::Removed { host: name, removed });
                 }
@@ -102,6 +103,7 @@ impl Policy {
                     rights: site.rights(&name),
                     name,
                     fingerprint: Fingerprint::of(leaf),
+                    signed: claims.signed(),
                     not_after: claims.not_after,
                 }))
             }

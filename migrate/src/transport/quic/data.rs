@@ -216,16 +216,16 @@ enum SourceStreams {
 }
 
 /// A connection to make.
-struct Call {
+pub(super) struct Call {
     settings: Settings,
     role: Role,
     address: SocketAddr,
-    doorkeeper: Arc<Doorkeeper>,
-    config: quinn::ClientConfig,
+    pub(super) doorkeeper: Arc<Doorkeeper>,
+    pub(super) config: quinn::ClientConfig,
 }
 
 impl Call {
-    fn new(
+    pub(super) fn new(
         own: &Ephemeral,
         peer: Fingerprint,
         settings: &Settings,
@@ -301,13 +301,7 @@ struct Doors {
 impl Doors {
     /// A configuration with a doorkeeper of its own.
     fn config(&self) -> Result<(ServerConfig, Arc<Doorkeeper>), ConnectError> {
-        let doorkeeper = Doorkeeper::strict(Policy::Pinned(self.peer), tls::algorithms());
-        let own = Own::Ephemeral(&self.own);
-        let tls = tls::server(own, Arc::clone(&doorkeeper), &[tls::DATA])
-            .map_err(|e| ConnectError::here("set up TLS", &e))?;
-        let mut config = ServerConfig::with_crypto(Arc::new(tls));
-        config.transport_config(Arc::new(self.settings.transport(1))).migration(false);
-        Ok((config, doorkeeper))
+        pinned(&self.own, self.peer, &self.settings)
     }
 
     /// Waits for the peer, and sends others away.
@@ -367,8 +361,22 @@ async fn accept_urgent(connection: &Connection) -> Result<RecvStream, OpenError>
     Ok(stream)
 }
 
+/// A configuration that lets in the holder of the certificate `peer`.
+pub(super) fn pinned(
+    own: &Ephemeral,
+    peer: Fingerprint,
+    settings: &Settings,
+) -> Result<(ServerConfig, Arc<Doorkeeper>), ConnectError> {
+    let doorkeeper = Doorkeeper::strict(Policy::Pinned(peer), tls::algorithms());
+    let tls = tls::server(Own::Ephemeral(own), Arc::clone(&doorkeeper), &[tls::DATA])
+        .map_err(|e| ConnectError::here("set up TLS", &e))?;
+    let mut config = ServerConfig::with_crypto(Arc::new(tls));
+    config.transport_config(Arc::new(settings.transport(1))).migration(false);
+    Ok((config, doorkeeper))
+}
+
 /// One knock on the door: handshake, opening, welcome.
-async fn let_in(
+pub(super) async fn let_in(
     knock: Knock,
     config: ServerConfig,
     doorkeeper: Arc<Doorkeeper>,

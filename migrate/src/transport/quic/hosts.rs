@@ -25,13 +25,18 @@ use crate::transport::{
         invitation::AuthorityPrint,
         verify::{Admitted, Doorkeeper, Peer, Policy},
     },
-    link::{Close, CloseCode, Control, Guard, LinkHandle, Shared, incoming, outgoing},
+    link::{
+        Close, CloseCode, Control, Guard, LinkHandle, Shared, StreamLimits, incoming, outgoing,
+    },
 };
 
 /// Handshakes at a time from addresses that have not proved that they can receive.
 const MAX_UNPROVED: usize = 32;
 /// Handshakes at a time.
 const MAX_KNOCKS: usize = 128;
+/// Longest frame that somebody without a certificate may send, in bytes: a secret and a
+/// certificate request have about 1,000.
+const STRANGER_FRAME: usize = 16 << 10;
 /// Name that a host which does not know the other's uses in the handshake.
 const ANY_NAME: &str = "host.migrate";
 
@@ -283,11 +288,22 @@ struct Made {
 impl Made {
     /// Serves the session in a task. `own` is an endpoint that nothing else uses.
     fn into_session<P>(self, peer: P, own: Option<Endpoint>, settings: &Settings) -> Session<P> {
+        self.into_session_of(peer, own, settings, settings.limits.control)
+    }
+
+    /// The same, where the peer's frames have limits of their own.
+    fn into_session_of<P>(
+        self,
+        peer: P,
+        own: Option<Endpoint>,
+        settings: &Settings,
+        theirs: StreamLimits,
+    ) -> Session<P> {
         let address = self.connection.remote_address();
         let link = Shared::new(0);
         let guard = Arc::new(Guard(Arc::clone(&link)));
         let (sender, out) = outgoing(&guard, settings.limits.control);
-        let (into, receiver) = incoming(&guard, settings.limits.control);
+        let (into, receiver) = incoming(&guard, theirs);
         let Self { connection, send, recv } = self;
         tokio::spawn(async move {
             serve(connection, None, link, vec![(out, send)], vec![(into, recv)]).await;
@@ -358,9 +374,10 @@ async fn let_in(knock: Knock, dialler: &Dialler) -> Result<Accepted, ConnectErro
         };
         let (send, recv) = opened.await.map_err(|e| open_error(peer, &doorkeeper, e))?;
         let made = Made { connection, send, recv };
+        let limits = StreamLimits { frame: STRANGER_FRAME, depth: 1 };
         Ok(match who {
             Some(host) => Accepted::Host(made.into_session(host, None, settings)),
-            None => Accepted::Joining(made.into_session(Stranger, None, settings)),
+            None => Accepted::Joining(made.into_session_of(Stranger, None, settings, limits)),
         })
     };
     timeout(settings.connect, work).await.unwrap_or(Err(ConnectError::Unreachable { peer }))

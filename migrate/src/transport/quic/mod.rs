@@ -26,6 +26,7 @@
 //! | `thread` | a link's threads |
 //! | `serve` | one connection from its making to its end |
 //! | [`data`] | links between guest processes, with ephemeral certificates |
+//! | [`probe`] | tries a path before a guest goes along it |
 //! | [`hosts`] | sessions between daemons, with hosts' certificates; joining |
 //!
 //! # Making a connection
@@ -50,6 +51,7 @@ pub mod data;
 pub mod error;
 pub mod hosts;
 pub mod limiter;
+pub mod probe;
 pub mod settings;
 pub mod socket;
 pub mod tls;
@@ -64,6 +66,7 @@ pub use data::{DataListener, dial};
 pub use error::ConnectError;
 pub use hosts::{Accepted, Dialler, HostEndpoint, Session, dial_to_join};
 pub use limiter::Limiter;
+pub use probe::{ProbeListener, Probed, probe};
 pub use settings::Settings;
 pub use socket::Advice;
 

@@ -50,7 +50,7 @@ pub fn install_default() {
 }
 
 /// Signature algorithms that certificates may use.
-pub(super) fn algorithms() -> WebPkiSupportedAlgorithms {
+pub(crate) fn algorithms() -> WebPkiSupportedAlgorithms {
     provider().signature_verification_algorithms
 }
 

@@ -1,6 +1,8 @@
 use super::*;
 use crate::transport::identity::{
-    Authority, Ephemeral, HostIdentity, HostKey, renewal::HOST_LIFETIME, site::Hosts,
+    Authority, Ephemeral, HostIdentity, HostKey,
+    renewal::{HOST_LIFETIME, Renewal},
+    site::Hosts,
 };
 use std::time::Duration;
 
@@ -180,4 +182,33 @@ proptest::proptest! {
         let shown = [CertificateDer::from(leaf), chain[1].clone()];
         proptest::prop_assert_eq!(policy.decide(&algorithms(), &shown, NOW).is_err(), changed);
     }
+}
+
+#[test]
+fn a_ca_certificate_is_renewed_without_anybody_noticing() {
+    let old = Authority::generate("ours", NOW).unwrap();
+    let late = NOW.plus(crate::transport::identity::renewal::AUTHORITY_LIFETIME).minus(DAY);
+    assert!(matches!(old.renewal(NOW), Renewal::At(_)));
+    assert_eq!(old.renewal(late), Renewal::Now);
+    let new = old.reissue(late).unwrap().unwrap();
+    assert!(new.not_after() > old.not_after());
+    assert_ne!(new.fingerprint(), old.fingerprint());
+    // Either certificate vouches for hosts signed under the other; and a host signed under the
+    // new one outlives the old one.
+    let (before, after) = (host(&old, "host2", late.minus(DAY)), host(&new, "host2", late));
+    assert!(before.not_after() <= old.not_after() && after.not_after() > old.not_after());
+    for trusted in [&old, &new] {
+        let policy = policy(trusted, Hosts::default(), None);
+        assert!(decide(&policy, &before, late).is_ok());
+        assert!(decide(&policy, &after, late).is_ok());
+        assert!(decide(&policy, &after, old.not_after().plus(DAY)).is_ok());
+    }
+    // A CA that somebody gave is not ours to renew.
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name.push(rcgen::DnType::CommonName, "Example CA");
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let given = params.self_signed(&key).unwrap().pem();
+    let given = Authority::from_pem(&given, &key.serialize_pem()).unwrap();
+    assert!(given.reissue(NOW).unwrap().is_none());
 }

@@ -242,3 +242,27 @@ fn another_service_at_the_address_is_named_as_such() {
         assert_eq!(error, ConnectError::NoCommonProtocol { peer: address });
     });
 }
+
+#[test]
+fn somebody_without_a_certificate_says_little() {
+    run(async {
+        let ca = Authority::generate("test", now()).unwrap();
+        let host1 = identity(&ca, "host1", now());
+        let any = SocketAddr::new(LOCAL, 0);
+        let site = site(&ca, Hosts::default());
+        let mut there = HostEndpoint::bind(any, host1, site, Settings::default()).unwrap();
+        let address = there.local_addr().unwrap();
+        let settings = Settings::default();
+        let joining = async {
+            let session = dial_to_join(address, ca.fingerprint().into(), &settings).await.unwrap();
+            session.control.sender.send(vec![7; 1 << 20].into()).await.unwrap();
+            session.handle.ended().await
+        };
+        let host = async {
+            let Some(Ok(Accepted::Joining(mut session))) = there.accept().await else { panic!() };
+            session.control.receiver.recv().await.unwrap_err().to_string()
+        };
+        let (_ended, refused) = tokio::join!(joining, host);
+        assert!(refused.contains("16384"), "{refused}");
+    });
+}

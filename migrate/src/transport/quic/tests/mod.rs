@@ -3,6 +3,7 @@
 mod data;
 #[expect(clippy::similar_names, reason = "dialler and dialled, host1 and hosts: each is its thing")]
 mod hosts;
+mod probe;
 mod relay;
 
 use std::{
