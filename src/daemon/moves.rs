@@ -10,6 +10,7 @@
 
 pub mod follow;
 pub mod outbound;
+mod outbox;
 pub mod plan;
 pub mod record;
 

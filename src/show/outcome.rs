@@ -3,7 +3,7 @@
 use super::style::{Style, safe};
 use super::units::{bytes, millis, span};
 use crate::api::host::MovePlan;
-use crate::api::moving::{MoveOutcome, MoveReport};
+use crate::api::moving::{MoveOutcome, MovePhase, MoveReport};
 
 /// A move that succeeded, in a sentence or two.
 pub fn moved(report: &MoveReport, style: Style) -> String {
@@ -126,9 +126,19 @@ pub fn short(id: uuid::Uuid) -> String {
     id.simple().to_string().chars().take(12).collect()
 }
 
+/// Whether it is not known now whose the guest is: a move whose switch goes on, or has ended so.
+pub fn is_in_doubt(report: &MoveReport) -> bool {
+    match report.outcome {
+        None => matches!(report.phase, MovePhase::InDoubt | MovePhase::Ceded),
+        Some(outcome) => outcome == MoveOutcome::InDoubt,
+    }
+}
+
 /// How a move ended, in a word.
 pub fn outcome_word(report: &MoveReport) -> &'static str {
     match report.outcome {
+        // It settles by itself, in milliseconds if the two hosts can talk.
+        None if is_in_doubt(report) => "in doubt",
         None => "goes on",
         Some(MoveOutcome::Moved) => "moved",
         Some(MoveOutcome::Kept) => match report.error.as_ref().map(|e| e.code) {

@@ -1,7 +1,7 @@
 //! The report of a move as people read it, with a chart of its rounds and of its switch.
 
 use super::columns::{align, pairs};
-use super::outcome::outcome_word;
+use super::outcome::{is_in_doubt, outcome_word};
 use super::style::{Style, safe};
 use super::units::{bytes, count, micros, millis};
 use crate::api::moving::{MoveOutcome, MovePhase, MoveReport, OnStall, TimelineStep};
@@ -22,8 +22,8 @@ fn head(r: &MoveReport, style: Style) -> String {
     let outcome = match r.outcome {
         Some(MoveOutcome::Moved) => style.green("moved"),
         Some(MoveOutcome::Kept) => style.yellow(outcome_word(r)),
-        Some(MoveOutcome::InDoubt) => style.red("in doubt"),
-        None => outcome_word(r).to_owned(),
+        _ if is_in_doubt(r) => style.red(outcome_word(r)),
+        _ => outcome_word(r).to_owned(),
     };
     let mut rows = vec![
         ("move", r.move_id.to_string()),
@@ -36,6 +36,11 @@ fn head(r: &MoveReport, style: Style) -> String {
     if let Some(error) = &r.error {
         rows.push(("cause", style.red(&safe(&error.message))));
         rows.push(("next", safe(&error.remedy)));
+    } else if is_in_doubt(r) {
+        let to = safe(&r.to.name);
+        let cause = format!("everything is sent, and {to} has not said yet that the guest runs");
+        let next = "let both daemons run and reach each other; then it settles by itself";
+        rows.extend([("cause", style.red(&cause)), ("next", next.to_owned())]);
     }
     rows.push(("stood still", downtime(r)));
     rows.push(("sent", sent(r)));

@@ -1,4 +1,5 @@
-//! Hosts of one site on loopback, each a private instance with a daemon of its own.
+//! Hosts of one site, each a private instance with a daemon of its own: on loopback, or where
+//! their homes lead.
 
 use std::fs::{self, File};
 use std::net::UdpSocket;
@@ -23,6 +24,7 @@ const LAST_PORT: u16 = 31_000;
 pub struct Host {
     pub name: String,
     pub home: Home,
+    address: String,
     pub port: u16,
     daemon: Option<Child>,
 }
@@ -49,8 +51,14 @@ impl Host {
     /// A host that is in no site yet, and has no daemon.
     #[track_caller]
     pub fn new(name: &str) -> Self {
-        let host =
-            Self { name: name.to_owned(), home: Home::new(), port: free_ports(), daemon: None };
+        Self::at(name, Home::new(), "127.0.0.1", free_ports())
+    }
+
+    /// As [`Self::new`], with this home, address and first port.
+    #[track_caller]
+    pub fn at(name: &str, home: Home, address: &str, port: u16) -> Self {
+        let (name, address) = (name.to_owned(), address.to_owned());
+        let host = Self { name, home, address, port, daemon: None };
         host.configure("");
         host
     }
@@ -59,9 +67,10 @@ impl Host {
     pub fn configure(&self, more: &str) {
         let config = self.home.dirs().config;
         fs::create_dir_all(&config).unwrap();
+        let address = &self.address;
         let (port, first, last) = (self.port, self.port + 1, self.port + PORTS - 1);
         let text = format!(
-            "listen = \"127.0.0.1:{port}\"\nadvertise = \"127.0.0.1:{port}\"\n\
+            "listen = \"{address}:{port}\"\nadvertise = \"{address}:{port}\"\n\
              data_ports = \"{first}-{last}\"\n{more}"
         );
         fs::write(config.join("host.toml"), text).unwrap();
@@ -225,8 +234,14 @@ impl Site {
     /// With these lines at the end of the second's `host.toml`.
     #[track_caller]
     pub fn with(lines: &str) -> Self {
-        let (mut a, mut b) = (Host::new("alpha"), Host::new("beta"));
+        let (a, b) = (Host::new("alpha"), Host::new("beta"));
         b.configure(lines);
+        Self::of(a, b)
+    }
+
+    /// Makes a site of two hosts named alpha and beta.
+    #[track_caller]
+    pub fn of(mut a: Host, mut b: Host) -> Self {
         a.home.done(&["host", "init", "--name", "alpha"]);
         a.start_daemon();
         join(&a, &b);

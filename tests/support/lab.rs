@@ -1,5 +1,7 @@
 //! Two hosts in network namespaces, made by `scripts/lab` and removed when the test is over.
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -81,6 +83,17 @@ impl Lab {
         let ran = self.script(words);
         assert_eq!(ran.code, Some(0), "scripts/lab {words:?}: {}", ran.stderr);
         ran.stdout
+    }
+
+    /// Tells the relay something at once, such as `cut a-to-b`: for what cannot wait for a script.
+    #[track_caller]
+    pub fn relay(&self, request: &str) {
+        let path = Path::new("/run/migrate-lab").join(format!("{}.sock", self.name));
+        let mut stream = UnixStream::connect(path).expect("a lab with a relay");
+        writeln!(stream, "{request}").expect("the relay listens");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("the relay answers");
+        assert!(answer.ends_with("ok\n"), "{request}: {answer}");
     }
 
     /// A command on a host.

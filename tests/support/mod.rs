@@ -139,13 +139,21 @@ fn read_in_thread(from: Option<impl Read + Send + 'static>) -> mpsc::Receiver<St
 #[derive(Debug)]
 pub struct Home {
     dir: TempDir,
+    /// Words that run a command where this instance lives; none if that is here.
+    enter: Vec<String>,
 }
 
 impl Home {
     pub fn new() -> Self {
+        Self::entered(Vec::new())
+    }
+
+    /// An instance whose commands all begin with the words `enter`, such as those that lead into
+    /// a namespace.
+    pub fn entered(enter: Vec<String>) -> Self {
         // The name is short: paths of sockets are.
         let dir = tempfile::Builder::new().prefix("mg").rand_bytes(6).tempdir();
-        Self { dir: dir.expect("a temporary directory") }
+        Self { dir: dir.expect("a temporary directory"), enter }
     }
 
     pub fn path(&self) -> &Path {
@@ -169,8 +177,10 @@ impl Home {
     }
 
     pub fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_migrate"));
-        command.args(words);
+        let binary = env!("CARGO_BIN_EXE_migrate").to_owned();
+        let all: Vec<&String> = self.enter.iter().chain([&binary]).collect();
+        let mut command = Command::new(all[0]);
+        command.args(&all[1..]).args(words);
         self.surround(&mut command);
         command
     }

@@ -6,22 +6,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
 use tracing::Instrument;
 use uuid::Uuid;
 
+use super::outbox::{Outbox, Waiting, outbox};
 use super::record::Open;
 use crate::api::ErrorCode;
 use crate::api::client::{CallError, GuestClient};
-use crate::api::moving::{MoveEvent, MoveReport, Words};
+use crate::api::moving::{MoveEvent, MoveReport};
 use crate::daemon::Daemon;
 use crate::daemon::keeper::{Acting, Speaker};
 use crate::guest::moving::feed::Feed;
 
 /// Time between two tries to hear a process that lives and does not answer, at first and at most.
 const AGAIN: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(500)];
-/// Words that may wait to be carried. The hand-over says again what got lost.
-const WORDS: usize = 64;
 
 /// How the process of a moved guest was heard last.
 pub enum Heard {
@@ -35,9 +33,11 @@ pub enum Heard {
 
 /// Follows the process of a move until it has said how it ended, or is dead.
 pub async fn follow(daemon: &Arc<Daemon>, open: &Arc<Open>, feed: &Feed) -> Heard {
-    let (words, carried) = mpsc::channel(WORDS);
+    let (words, carried) = outbox();
+    // What was said last is carried even if it is not heard any more here; a host that does not
+    // answer keeps nobody waiting.
     let carrying = carry(Arc::clone(daemon), Arc::clone(open), carried);
-    let carrying = tokio::spawn(carrying.in_current_span());
+    tokio::spawn(carrying.in_current_span());
     let about = &open.about;
     let listening = Listening {
         client: GuestClient::new(&about.guest, daemon.dirs.guest(&about.guest)),
@@ -45,20 +45,14 @@ pub async fn follow(daemon: &Arc<Daemon>, open: &Arc<Open>, feed: &Feed) -> Hear
         feed,
         words,
     };
-    let heard = listening.until_the_end(daemon, about.uuid).await;
-    drop(listening);
-    // What was said last is still carried; a host that does not answer keeps nobody waiting.
-    if !matches!(heard, Heard::Dead(_)) {
-        let _ = carrying.await;
-    }
-    heard
+    listening.until_the_end(daemon, about.uuid).await
 }
 
 struct Listening<'a> {
     client: GuestClient,
     move_id: Uuid,
     feed: &'a Feed,
-    words: mpsc::Sender<Words>,
+    words: Outbox,
 }
 
 impl Listening<'_> {
@@ -110,11 +104,7 @@ impl Listening<'_> {
                 *heard = at;
             }
             match event {
-                MoveEvent::Words(words) => {
-                    if self.words.try_send(words).is_err() {
-                        tracing::warn!(MOVE = %self.move_id, "too many words wait to be carried");
-                    }
-                }
+                MoveEvent::Words(words) => self.words.put(words),
                 MoveEvent::Result(report) if report.move_id == self.move_id => {
                     return Ok(Some(report));
                 }
@@ -126,8 +116,8 @@ impl Listening<'_> {
     }
 }
 
-async fn carry(daemon: Arc<Daemon>, open: Arc<Open>, mut words: mpsc::Receiver<Words>) {
-    while let Some(words) = words.recv().await {
+async fn carry(daemon: Arc<Daemon>, open: Arc<Open>, mut waiting: Waiting) {
+    while let Some(words) = waiting.next().await {
         daemon.carry(open.other(), open.about.uuid, words).await;
     }
 }
