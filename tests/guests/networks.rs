@@ -8,11 +8,9 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::socket::{
-    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, bind, recv, socket,
-};
+use nix::sys::socket::{MsgFlags, recv};
 
-use crate::support::{Home, PATIENCE, eventually, kvm, pid_of, wait_gone};
+use crate::support::{Home, PATIENCE, eventually, frames, kvm, pid_of, wait_gone};
 
 const MAC: &str = "52:54:00:aa:bb:cc";
 const MAC_BYTES: [u8; 6] = [0x52, 0x54, 0, 0xAA, 0xBB, 0xCC];
@@ -47,18 +45,7 @@ impl Station {
         for name in [bridge, "port", "station"] {
             ran("ip", &format!("link set {name} up"));
         }
-        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-        let all = SockProtocol::EthAll;
-        let socket = socket(AddressFamily::Packet, SockType::Raw, flags, all).unwrap();
-        let mut interfaces = nix::ifaddrs::getifaddrs().unwrap();
-        let address: LinkAddr = interfaces
-            .find_map(|i| {
-                let address = *i.address?.as_link_addr()?;
-                (i.interface_name == "port").then_some(address)
-            })
-            .unwrap();
-        bind(socket.as_raw_fd(), &address).unwrap();
-        Self(socket)
+        Self(frames::listen("port"))
     }
 
     /// Frames from the guest, until there are `count` or `within` is over.

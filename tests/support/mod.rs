@@ -4,6 +4,7 @@
 #![allow(dead_code, unused_imports, reason = "not every test program uses everything")]
 
 mod console;
+pub mod frames;
 pub mod lab;
 mod namespace;
 

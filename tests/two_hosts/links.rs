@@ -60,14 +60,21 @@ fn a_guest_goes_there_and_back_over_a_bad_link() {
     }
 }
 
-#[test]
-fn a_link_is_cut_for_seconds_and_the_move_goes_on() {
-    let Some(rig) = Rig::up(&["--relay"]) else { return };
-    let Rig { site, lab, .. } = &rig;
+/// A guest is on its way when the link is cut; the move's id.
+#[track_caller]
+fn cut_while_copying(Rig { site, lab, .. }: &Rig) -> String {
     site.a.scribbler("web1", WRITER, &MEMORY);
     let id = site.a.begin("web1", &site.b, &SLOW);
     site.a.until_copying(&id);
     lab.done(&["cut"]);
+    id
+}
+
+#[test]
+fn a_link_is_cut_for_seconds_and_the_move_goes_on() {
+    let Some(rig) = Rig::up(&["--relay"]) else { return };
+    let Rig { site, lab, .. } = &rig;
+    let id = cut_while_copying(&rig);
     std::thread::sleep(CUT);
     // It runs where it was all the while.
     site.a.assert_runs("web1");
@@ -82,10 +89,7 @@ fn a_link_is_cut_for_seconds_and_the_move_goes_on() {
 fn a_link_is_cut_for_good_and_the_guest_stays() {
     let Some(rig) = Rig::up(&["--relay"]) else { return };
     let Rig { site, lab, .. } = &rig;
-    site.a.scribbler("web1", WRITER, &MEMORY);
-    let id = site.a.begin("web1", &site.b, &SLOW);
-    site.a.until_copying(&id);
-    lab.done(&["cut"]);
+    let id = cut_while_copying(&rig);
     let report = site.a.until_ended(&id);
     assert_eq!(report["outcome"], "kept", "{report}");
     let error = &report["error"];

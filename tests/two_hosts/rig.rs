@@ -6,14 +6,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, bind, recv, socket,
-};
+use nix::sys::socket::{MsgFlags, recv};
 
 use crate::site::{Host, Site};
 use crate::storage::{Mount, Storage};
 use crate::support::lab::{self, Lab};
-use crate::support::{Home, PATIENCE, eventually, kvm};
+use crate::support::{Home, PATIENCE, eventually, frames, kvm};
 
 /// A guest's card, and how it is written on a command line.
 pub const MAC: [u8; 6] = [0x52, 0x54, 0, 0x77, 0, 1];
@@ -126,21 +124,7 @@ impl Station {
     /// Listens at the port of the switch to which one host's bridge is connected.
     #[track_caller]
     pub fn at(lab: &Lab, port: &str) -> Self {
-        let listening = lab.on(lab::Host::Outside, || {
-            let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-            let all = SockProtocol::EthAll;
-            let socket = socket(AddressFamily::Packet, SockType::Raw, flags, all).unwrap();
-            let mut interfaces = nix::ifaddrs::getifaddrs().unwrap();
-            let address: LinkAddr = interfaces
-                .find_map(|i| {
-                    let address = *i.address?.as_link_addr()?;
-                    (i.interface_name == port).then_some(address)
-                })
-                .unwrap();
-            bind(socket.as_raw_fd(), &address).unwrap();
-            socket
-        });
-        Self(listening)
+        Self(lab.on(lab::Host::Outside, || frames::listen(port)))
     }
 
     /// Waits for a RARP frame in which the guest's card says where it is.
