@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::support::{Home, eventually, kvm, names_in, pid_of};
+use crate::support::{Home, eventually, kvm, names_in, pid_of, wait_gone};
 
 const PAGES: u64 = 16_384;
 
@@ -80,6 +80,8 @@ fn the_guests_process_is_killed() {
             assert!(files.len() <= 1, "{files:?} {said}");
             assert!(said.contains(r#""remedy":""#), "{said}");
         }
+        // A process that is still dying holds its lock, and nobody clears up after it.
+        wait_gone(pid_of(&info));
         home.done(&["ls"]);
         eprintln!("killed after {moment} ms: {files:?} {said}");
         home.assert_no_guest();
