@@ -91,6 +91,9 @@ pub struct Inputs<'a> {
     pub dirty_rate: u64,
     /// What a switch costs; `None` before the rehearsal.
     pub costs: Option<Costs>,
+    /// The next round would show what an exchange with the target costs, and none has yet: the
+    /// round trip among the costs is that of a link that carried much.
+    pub untried: bool,
     /// Finished rounds, oldest first. The first one is the pass over all memory.
     pub rounds: &'a [Round],
     /// Since the move began.
@@ -324,6 +327,9 @@ fn judge(inputs: &Inputs<'_>, model: &Model) -> (Decision, Why) {
         return (Decision::KeepCopying, Why::TooLong { now, limit });
     }
     let (flat, next) = model.is_flat(inputs.left);
+    if inputs.untried {
+        return (Decision::KeepCopying, Why::Untried { now });
+    }
     if flat || flat_rounds > 0 {
         return (Decision::Switch, Why::Flat { now, next, limit });
     }

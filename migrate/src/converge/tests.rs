@@ -28,6 +28,7 @@ fn inputs(left: u64, dirty_rate: u64, rounds: &[Round]) -> Inputs<'_> {
         left: left * MIB,
         dirty_rate: dirty_rate * MIB,
         costs: Some(costs()),
+        untried: false,
         rounds,
         elapsed: ms(3000),
         limits: Limits { max_downtime: ms(300), timeout: ms(1_800_000) },
@@ -113,6 +114,11 @@ fn time_and_missing_numbers() {
     let rounds = rounds(&[200]);
     let normal = inputs(200, 100, &rounds);
     assert_eq!(decide(&normal).decision, Decision::KeepCopying);
+    let ready = Inputs { left: 0, ..normal };
+    assert_eq!(decide(&ready).decision, Decision::Switch);
+    let untried = decide(&Inputs { untried: true, ..ready });
+    assert_eq!(untried.decision, Decision::KeepCopying);
+    assert!(matches!(untried.why, Why::Untried { .. }));
     let late = Inputs { elapsed: ms(1_799_900), ..normal };
     assert_eq!(decide(&late).decision, Decision::Switch);
     assert!(matches!(decide(&late).why, Why::TimeRunsOut { .. }));
