@@ -312,10 +312,17 @@ fn judge(inputs: &Inputs<'_>, model: &Model) -> (Decision, Why) {
     if inputs.rounds.is_empty() {
         return (Decision::KeepCopying, Why::FirstPass { left: inputs.left });
     }
+    let now = model.promised(inputs.left);
+    let (flat, next) = model.is_flat(inputs.left);
+    let round = model.round(inputs.left).0;
+    let end = [inputs.elapsed, round, model.costs.offer, next];
+    let in_time = end.into_iter().fold(Duration::ZERO, Duration::saturating_add) < timeout;
+    if inputs.untried && in_time {
+        return (Decision::KeepCopying, Why::Untried { now });
+    }
     if floor.total() > limit {
         return (Decision::Stalled, too_slow(floor));
     }
-    let now = model.promised(inputs.left);
     let flat_rounds = flat_rounds(inputs.rounds);
     if now > limit {
         let hopeless = flat_rounds >= 1 && dirty_rate >= rate.low;
@@ -326,16 +333,10 @@ fn judge(inputs: &Inputs<'_>, model: &Model) -> (Decision, Why) {
         }
         return (Decision::KeepCopying, Why::TooLong { now, limit });
     }
-    let (flat, next) = model.is_flat(inputs.left);
-    if inputs.untried {
-        return (Decision::KeepCopying, Why::Untried { now });
-    }
     if flat || flat_rounds > 0 {
         return (Decision::Switch, Why::Flat { now, next, limit });
     }
-    let round = model.round(inputs.left).0;
-    let end = [inputs.elapsed, round, model.costs.offer, next];
-    if end.into_iter().fold(Duration::ZERO, Duration::saturating_add) >= timeout {
+    if !in_time {
         return (Decision::Switch, Why::TimeRunsOut { now, timeout });
     }
     (Decision::KeepCopying, Why::StillFalling { now, next })

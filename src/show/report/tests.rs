@@ -23,6 +23,7 @@ pub fn report() -> MoveReport {
         dirty_bytes: dirty << 20,
         dirty_bytes_per_s: dirty << 19,
         bandwidth_bytes_per_s: 500 << 20,
+        predicted_parts_ms: Vec::new(),
         predicted_downtime_ms: predicted,
         stalled: false,
         advice: "keep copying".into(),
