@@ -108,9 +108,9 @@ pub async fn target(daemon: &Arc<Daemon>, name: &str) -> Result<HostRef, Failure
     let parsed = host_name(name)?;
     if identity.as_ref().is_some_and(|i| *i.host.name() == parsed) {
         return Err(Failure::new(
-            ErrorCode::Usage,
-            format!("'{name}' is this host: the guest is there already"),
-            "name another host: migrate host ls",
+            ErrorCode::AlreadyThere,
+            format!("the guest is on {name} already"),
+            "to move it elsewhere, name another host: migrate host ls",
         ));
     }
     let known = daemon.find(name).await?;
