@@ -109,7 +109,8 @@ fn measure<L: DirtyLog>(
 /// The rate of the whole guest, if `written` units of the first `armed` of `all` were written.
 fn rate(written: u64, armed: u64, all: u64, took: Duration) -> DirtyRate {
     let whole = u128::from(written) * u128::from(all) / u128::from(armed.max(1));
-    let per_second = whole * u128::from(UNIT) * 1_000_000 / took.as_micros().max(1);
+    let scaled = whole.saturating_mul(u128::from(UNIT) * 1_000_000);
+    let per_second = scaled / took.as_micros().max(1);
     DirtyRate {
         schema: 1,
         bytes_per_s: u64::try_from(per_second).unwrap_or(u64::MAX),

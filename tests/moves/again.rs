@@ -50,6 +50,22 @@ fn directly_after_moves_that_timed_out() {
 }
 
 #[test]
+fn in_the_very_moment_in_which_others_end() {
+    if !kvm() {
+        return;
+    }
+    let site = site();
+    let words = ["move", "web1", "--to", "beta", "--json", "--wait", "--timeout", "500ms"];
+    let words = [&words[..], &SLOW].concat();
+    let waiting: Vec<_> = (0..6).map(|_| site.a.home.spawn(&words)).collect();
+    for child in waiting {
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(5), "{output:?}");
+    }
+    assert_moves_now(&site);
+}
+
+#[test]
 fn directly_after_moves_that_were_cancelled() {
     if !kvm() {
         return;

@@ -82,7 +82,9 @@ fn a_guest_that_has_left() {
         assert!(message.contains("beta") && message.contains(day), "{words:?}: {message}");
         assert!(error["remedy"].as_str().unwrap().contains("beta"), "{error}");
     };
-    commands.iter().for_each(|words| assert_left(words));
+    for words in commands {
+        assert_left(words);
+    }
     assert!(!fs::exists(&file).unwrap());
     // Records of ends go before journals do.
     assert_eq!(a.done(&["rm", "web1"])["records"], 1);
@@ -272,7 +274,8 @@ fn a_dry_run_says_what_it_would_be_like_and_on_what_that_rests() {
     // The guest is none the worse for it, and can be moved at once.
     site.a.assert_runs("web1").verify_clean(PAGES);
     planned(&site);
-    site.a.moves("web1", &site.b);
+    let moved = site.a.moves("web1", &site.b);
+    println!("it took {} ms, and {} ms of it still", moved["total_ms"], moved["downtime_ms"]);
     site.b.moves("web1", &site.a);
     let (plan, text) = planned(&site);
     println!("{text}");

@@ -201,7 +201,8 @@ mod tests {
     fn every_figure_says_what_it_rests_on() {
         let mut all = known(measured(MIB));
         let said = |known: &Known| of(known).rests_on.join("\n");
-        for part in ["100M/s", "a sample", "watched for 500 ms", "restoring its state", "assumed"] {
+        for part in ["100M/s", "a sample", "watched for 500.0 ms", "restoring its state", "assumed"]
+        {
             assert!(said(&all).contains(part), "{part}: {}", said(&all));
         }
         all.restore = Some(Duration::from_millis(7));

@@ -134,7 +134,8 @@ async fn link(daemon: &Arc<Daemon>, earlier: &[MoveReport], to: &str) -> Link {
     }
     match check::sample(daemon, to).await {
         Ok(Some(rate)) => {
-            let words = "a sample of half a second on one connection got across at that rate";
+            let words = "a sample of half a second on one connection got across at that rate; \
+                         memory, which is read, packed and compared as well, may be slower";
             Link::new(rate, BandwidthBasis::Probe, words.into())
         }
         Ok(None) => Link::assumed("no data port answered to a sample"),
