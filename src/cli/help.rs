@@ -102,6 +102,7 @@ mod tests {
             "incompatible",
             "local-disk",
             "moved-away",
+            "already-there",
             "in-doubt",
             "move-failed",
             "cancelled",

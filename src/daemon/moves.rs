@@ -7,8 +7,10 @@
 //! | [`follow`] | hears a guest process, and carries its words |
 //! | [`record`] | what a restarted daemon must know of moves that have not ended |
 //! | [`plan`] | what a move would be like |
+//! | [`forecast`] | how long it would take, and on what that rests |
 
 pub mod follow;
+mod forecast;
 pub mod outbound;
 mod outbox;
 pub mod plan;

@@ -5,9 +5,11 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod again;
 mod bandwidth;
 mod cpu;
 mod deaths;
 mod moved;
 mod refused;
+mod said;
 mod site;

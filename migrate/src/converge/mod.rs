@@ -172,6 +172,27 @@ pub struct Prediction {
     pub total: Option<Duration>,
 }
 
+/// How a move would go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Foreseen {
+    /// From now to its end.
+    pub total: Duration,
+    /// The blackout in it, with the pessimistic rate.
+    pub blackout: Duration,
+}
+
+/// How a move would go of a guest of which `left` bytes are to be sent, with a switch no longer
+/// than `max_downtime`. `None`: no end in sight.
+pub fn foresee(
+    rate: Rate,
+    dirty_rate: u64,
+    costs: Costs,
+    left: u64,
+    max_downtime: Duration,
+) -> Option<Foreseen> {
+    Model { rate, costs, dirty_rate }.remaining(left, max_downtime)
+}
+
 /// A decision, why, and the prediction if there were numbers for one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Advice {
@@ -242,14 +263,15 @@ impl Model {
         (flat, next)
     }
 
-    /// The time until the end, if one can be foreseen.
-    fn remaining(&self, mut left: u64, max_downtime: Duration) -> Option<Duration> {
+    /// The time until the end and the blackout then, if an end can be foreseen.
+    fn remaining(&self, mut left: u64, max_downtime: Duration) -> Option<Foreseen> {
         let mut time = Duration::ZERO;
         for _ in 0..HORIZON {
             let blackout = self.promised(left);
             let (flat, _) = self.is_flat(left);
             if blackout <= max_downtime && flat {
-                return time.checked_add(self.costs.offer)?.checked_add(blackout);
+                let total = time.checked_add(self.costs.offer)?.checked_add(blackout)?;
+                return Some(Foreseen { total, blackout });
             }
             let (took, next) = self.round(left);
             if flat && next >= left - left / LEAST_GAIN {
@@ -288,7 +310,7 @@ pub fn decide(inputs: &Inputs<'_>) -> Advice {
     let prediction = Prediction {
         blackout: model.blackout(inputs.left, rate.low),
         usual: model.blackout(inputs.left, rate.usual).total(),
-        total: remaining.and_then(|r| r.checked_add(inputs.elapsed)),
+        total: remaining.and_then(|r| r.total.checked_add(inputs.elapsed)),
     };
     let (decision, why) = judge(inputs, &model);
     advice(decision, why, Some(prediction))

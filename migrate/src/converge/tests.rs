@@ -260,3 +260,26 @@ proptest! {
         prop_assert!(false, "200 rounds");
     }
 }
+
+#[test]
+fn a_move_is_foreseen_as_it_is_decided_on_the_way() {
+    let rate = Rate { low: 400 * MIB, usual: 500 * MIB };
+    let seen = |dirty_rate, limit| foresee(rate, dirty_rate, costs(), 1000 * MIB, ms(limit));
+    let quiet = seen(0, 300).unwrap();
+    assert!(quiet.total > ms(2000) && quiet.total < ms(2300), "{quiet:?}");
+    assert!(quiet.blackout < quiet.total && quiet.blackout <= ms(300));
+    let writing = seen(250 * MIB, 300).unwrap();
+    assert!(writing.total > quiet.total && writing.blackout >= quiet.blackout, "{writing:?}");
+    // It is the total that a decision at the beginning foresees.
+    let inputs = Inputs {
+        rate: Some(rate),
+        left: 1000 * MIB,
+        dirty_rate: 250 * MIB,
+        costs: Some(costs()),
+        rounds: &[],
+        elapsed: Duration::ZERO,
+        limits: Limits { max_downtime: ms(300), timeout: Duration::from_secs(1000) },
+    };
+    assert_eq!(decide(&inputs).prediction.unwrap().total, Some(writing.total));
+    assert_eq!(seen(900 * MIB, 300), None, "it writes faster than the link carries");
+}
