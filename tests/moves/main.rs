@@ -8,6 +8,7 @@ mod support;
 mod bandwidth;
 mod cpu;
 mod deaths;
+mod full_disk;
 mod moved;
 mod refused;
 mod site;
