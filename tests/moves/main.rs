@@ -12,3 +12,4 @@ mod full_disk;
 mod moved;
 mod refused;
 mod site;
+mod speed;
