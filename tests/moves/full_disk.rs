@@ -85,9 +85,9 @@ enum Side {
 }
 
 /// A guest at the first of two hosts, one of which has a small disk.
-fn with_small_disk(side: Side) -> (Site, SmallDisk) {
+fn with_small_disk(full: Side) -> (Site, SmallDisk) {
     let (a, b) = (Host::new("alpha"), Host::new("beta"));
-    let disk = SmallDisk::under(if side == Side::Source { &a } else { &b });
+    let disk = SmallDisk::under(if full == Side::Source { &a } else { &b });
     let site = Site::of(a, b);
     site.a.scribbler("web1", GUEST, &["--memory", "64M", "--cpus", "2"]);
     (site, disk)
@@ -121,7 +121,7 @@ fn assert_named(ran: &Ran, exit: i32, code: &str, disk: &SmallDisk, more: &[&str
 
 /// The guest is where it was, whole; with room it moves, to and fro.
 #[track_caller]
-fn stays_and_moves_with_room(site: &Site, disk: SmallDisk) {
+fn stays_and_moves_with_room(site: &Site, disk: &SmallDisk) {
     site.b.assert_empty();
     site.a.assert_runs("web1").verify_clean(PAGES);
     disk.make_room();
@@ -138,13 +138,13 @@ fn stays_and_moves_with_room(site: &Site, disk: SmallDisk) {
     }
 }
 
-fn full_before(side: Side) {
+fn full_before(full: Side) {
     if !kvm() || !alone() {
         return;
     }
-    let (site, disk) = with_small_disk(side);
+    let (site, disk) = with_small_disk(full);
     disk.fill();
-    let who = if side == Side::Source { "alpha" } else { "beta" };
+    let who = if full == Side::Source { "alpha" } else { "beta" };
     let ran = run(&mut site.a.home.command(&[
         "move",
         "web1",
@@ -155,14 +155,14 @@ fn full_before(side: Side) {
         "5s",
     ]));
     assert_named(&ran, 4, "file", &disk, &[who, "not begun"]);
-    stays_and_moves_with_room(&site, disk);
+    stays_and_moves_with_room(&site, &disk);
 }
 
-fn full_while_copying(side: Side) {
+fn full_while_copying(full: Side) {
     if !kvm() || !alone() {
         return;
     }
-    let (site, disk) = with_small_disk(side);
+    let (site, disk) = with_small_disk(full);
     let mut console = site.a.assert_runs("web1");
     let moving = spawned(&site);
     eventually("the move copies", || {
@@ -172,12 +172,12 @@ fn full_while_copying(side: Side) {
     });
     disk.fill();
     let ran = ended(moving);
-    let more: &[&str] = if side == Side::Source { &[] } else { &["at the destination"] };
+    let more: &[&str] = if full == Side::Source { &[] } else { &["at the destination"] };
     assert_named(&ran, 5, "move-failed", &disk, more);
     // It has not been stopped for longer than a pause, nor does it stand now.
     console.until_beats(100);
     assert!(console.listen(Duration::from_secs(5)), "it stands still");
-    stays_and_moves_with_room(&site, disk);
+    stays_and_moves_with_room(&site, &disk);
 }
 
 #[test]
