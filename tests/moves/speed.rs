@@ -74,7 +74,8 @@ fn a_guest_whose_move_was_cancelled_is_as_fast_as_before() {
         // The log can be switched on again each time: it was let go.
         let id = site.a.begin("web1", &site.b, &["--bandwidth", "8MB", "--max-downtime", "1ms"]);
         site.a.until_copying(&id);
-        site.a.home.done(&["cancel", "web1"]);
+        let cancelled = site.a.home.json(&["cancel", "web1"]);
+        assert_eq!(cancelled.code, Some(0), "{cancelled:?}");
         assert_eq!(site.a.until_ended(&id)["outcome"], "kept");
         until_rate(&mut console, "that of before the move", fast);
     }
