@@ -255,18 +255,22 @@ fn why(reason: Reason, text: &str, side: Side, to: &str) -> ErrorBody {
         Reason::LinkLost | Reason::PeerGone => {
             (ErrorCode::MoveFailed, "check the network and the other host: migrate host check")
         }
-        Reason::Refused | Reason::NotAnnounced | Reason::NeverRan => {
-            (ErrorCode::MoveFailed, "see the log of the guest's process on the other host")
-        }
+        Reason::Refused | Reason::NotAnnounced | Reason::NeverRan => (
+            ErrorCode::MoveFailed,
+            "mend what the other host says; the log of the guest's process there says more",
+        ),
         Reason::Deadline => {
             (ErrorCode::MoveFailed, "try again; a longer --max-downtime gives the target more time")
         }
         Reason::DigestDiffers => {
             (ErrorCode::MoveFailed, "report this: memory was not transferred right")
         }
-        Reason::Journal | Reason::Disks => {
-            (ErrorCode::MoveFailed, "check the state directory and the disks' storage")
-        }
+        Reason::Journal => (
+            ErrorCode::MoveFailed,
+            "make room in the state directory of that host, and see that it can be written; then \
+             move the guest again",
+        ),
+        Reason::Disks => (ErrorCode::MoveFailed, "check the disks' storage"),
         Reason::Protocol
         | Reason::CopyFailed
         | Reason::GuestFailed
