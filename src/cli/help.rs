@@ -160,12 +160,12 @@ mod tests {
             (settings.idle, "a link on which nothing is heard is lost"),
             (ms(LINK_MS), "a guest that is still copied is not waited for"),
             (orphan, "a receiver whose source does not come"),
-            (ms(pause_limit(0)), "or four times --max-downtime"),
+            (ms(pause_limit(0, 0)), "or four times --max-downtime"),
             (daemon::LATER, "between two tries to settle"),
             (ms(usual.max_downtime_ms), "longest predicted time for which it may stand still"),
             (ms(usual.timeout_ms), "the copy gives up after this long"),
         ];
-        assert_eq!(pause_limit(1000), 4000);
+        assert_eq!(pause_limit(1000, 0), 4000);
         for (time, what) in told {
             let line = topic("moving").lines().find(|line| line.contains(what));
             let line = line.unwrap_or_else(|| panic!("'{what}' is not in the topic"));
