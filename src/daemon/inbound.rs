@@ -44,9 +44,9 @@ use crate::logging;
 pub use facts::memory;
 
 /// How long a receiver waits for its source.
-const ORPHAN: Duration = Duration::from_mins(1);
+pub const ORPHAN: Duration = Duration::from_mins(1);
 /// How long a receiver may take to start, and a guest that arrived to be on file.
-const LAUNCH: Duration = Duration::from_secs(30);
+pub const LAUNCH: Duration = Duration::from_secs(30);
 /// Most data lanes.
 const LANES: u8 = 8;
 /// How long a guest that comes back waits for the process that it left, and between two looks.

@@ -110,3 +110,18 @@ fn every_request_needs_a_right() {
         }
     }
 }
+
+#[test]
+fn a_damaged_request_of_each_kind_is_refused_or_another() {
+    for (request, _) in table() {
+        crate::guest::testing::hostile_json(&Question { request, ..question(vec![1]) });
+    }
+}
+
+#[test]
+fn a_document_that_is_too_long_is_not_looked_at() {
+    let mut long = serde_json::to_vec(&question(vec![1])).unwrap();
+    assert!(decode::<Question>(&long).is_ok());
+    long.resize(DOCUMENT_MAX + 1, b' ');
+    assert!(decode::<Question>(&long).unwrap_err().0.message.contains("bytes"));
+}
