@@ -1,0 +1,165 @@
+//! What must hold in every world, and what counts as an end.
+
+use migrate_engine::handover::daemon::Acting;
+use migrate_engine::handover::journal::{Mark, Record};
+use migrate_engine::handover::target;
+use migrate_engine::handover::term::{Stamp, Switch, Term};
+
+use crate::bounds::Bounds;
+use crate::world::{Guest, Host, Party, Role, World, index};
+
+impl World {
+    pub fn fail(&mut self, what: &'static str) {
+        if self.rest.broken.is_none() {
+            self.rest().broken = Some(what);
+        }
+    }
+
+    /// Somebody owns or runs the guest under this right: nobody else ever may.
+    pub fn right(&mut self, right: Stamp) {
+        if self.rest.rights.iter().any(|r| r.term == right.term && r.host != right.host) {
+            self.fail("one term, two owners");
+        }
+        if let Err(at) = self.rest.rights.binary_search(&right) {
+            self.rest().rights.insert(at, right);
+        }
+    }
+
+    /// Without shared disks an operator goes back to the moment of the switch, and says so: what
+    /// the other host did since is given up.
+    fn went_back(&self, bounds: &Bounds) -> bool {
+        !bounds.shared && self.rest.resolved
+    }
+
+    /// `host` enters `KVM_RUN` under `term`, with the memory it holds. A guest that its user
+    /// paused does not, but may at any time.
+    pub fn run(&mut self, host: usize, term: Term, bounds: &Bounds) {
+        let (version, back) = (self.rest.version, self.went_back(bounds));
+        let Party::Process(process) = &mut self.host(host).party else { return };
+        match process.guest {
+            Guest::Frozen(memory) if memory == version || back => {
+                if !process.paused {
+                    process.guest = Guest::Running(version + 1);
+                    self.rest().version += 1;
+                }
+            }
+            Guest::Frozen(_) => self.fail("old memory on a newer disk"),
+            Guest::Empty => self.fail("a guest without memory runs"),
+            Guest::Running(_) => {}
+        }
+        if bounds.shared && self.rest.owner != Some(host) {
+            self.fail("a guest runs without OWNER");
+        }
+        if self.hosts.iter().filter(|h| h.runs()).count() > 1 {
+            self.fail("the guest runs twice");
+        }
+        if term < self.rest.ran {
+            self.fail("it runs under an older term than before");
+        } else if term > self.rest.ran {
+            self.rest().ran = term;
+        }
+    }
+
+    /// Two hosts own the guest for sure, and no disk tells which of them is wrong.
+    pub fn two_owners(&self, bounds: &Bounds) -> bool {
+        let owns = |h: &Host| {
+            let right = h.ledger.owned().filter(|_| !h.gone);
+            right.is_some_and(|r| !self.rest.beside.supersedes(r))
+        };
+        !self.went_back(bounds) && self.hosts.iter().filter(|h| owns(h)).count() > 1
+    }
+
+    /// A live process holds all of the current memory.
+    pub fn memory_lives(&self) -> bool {
+        self.hosts.iter().any(|host| {
+            let Some(process) = host.process() else { return false };
+            let whole = match &process.role {
+                Role::Target(target) => matches!(
+                    target.state(),
+                    target::State::Prepared(_)
+                        | target::State::Starting(..)
+                        | target::State::Running { .. }
+                ),
+                _ => true,
+            };
+            match process.guest {
+                Guest::Running(_) => true,
+                Guest::Frozen(memory) => whole && memory == self.rest.version,
+                Guest::Empty => false,
+            }
+        })
+    }
+
+    /// It runs, or would if its user let it.
+    pub fn runs(&self) -> bool {
+        self.hosts.iter().any(|h| h.process().is_some_and(crate::world::Process::has_guest))
+    }
+
+    /// The outcome is known everywhere: the guest is on one host, and nobody is in the middle of
+    /// anything. An operator may have ended it.
+    pub fn ended(&self) -> bool {
+        self.rest.given_up || (self.runs() && self.hosts.iter().all(|h| self.is_done(h)))
+    }
+
+    fn is_done(&self, host: &Host) -> bool {
+        let open = |s: &Switch| {
+            let other = if s.from == host.ledger.host() { s.to } else { s.from };
+            !self.hosts[index(other)].gone
+        };
+        match &host.party {
+            Party::Nobody => host.gone || !host.down,
+            Party::Process(p) => {
+                let superseded = matches!(
+                    (host.source(), host.target()),
+                    (Some(migrate_engine::handover::source::State::Superseded(_)), _)
+                        | (_, Some(target::State::Superseded(_)))
+                );
+                host.queue.is_empty() && (superseded || (p.is_calm() && p.has_guest()))
+            }
+            Party::Daemon(keeper, _) => match keeper.acting() {
+                Acting::Settled | Acting::Superseded(_) => {
+                    let now = host.ledger.now();
+                    !matches!(now, Some(Record::Offered(_) | Record::Receiving(_)))
+                        || matches!(keeper.acting(), Acting::Superseded(_))
+                }
+                Acting::AskingFate(s) | Acting::AskingSource(s) => !open(s),
+                Acting::AskingTarget { switch, .. } => !open(switch),
+                _ => false,
+            },
+        }
+    }
+
+    /// The losses that no rule can avoid (the model's V7, rows 3 to 5): a process holds the
+    /// current memory, but nobody can prove that it may run. And those that an operator wanted.
+    pub fn inherent_loss(&self) -> bool {
+        self.rest.resolved
+            || self.rest.given_up
+            || self.hosts.iter().enumerate().any(|(at, host)| self.is_lost(at, host))
+    }
+
+    fn is_lost(&self, at: usize, host: &Host) -> bool {
+        let Some(process) = host.process() else { return false };
+        let Some(switch) = process.switch() else { return false };
+        let other = self.peer(at, switch);
+        match &process.role {
+            // The source had durably decided to keep it, and died before it ran on.
+            Role::Target(_) => {
+                let in_arbiter = self.rest.arbiter.as_ref().is_some_and(|arbiter| {
+                    let keeps = Stamp { term: switch.term, host: switch.from };
+                    arbiter.key == keeps
+                });
+                let withdrawn =
+                    in_arbiter || matches!(other.ledger.now(), Some(Record::Withdrawn(_)));
+                withdrawn && !self.rest.daemon_withdrew && other.process().is_none()
+            }
+            // It ceded, and the target is dead that ran, or was about to, or whose host
+            // rebooted: nothing there proves the contrary.
+            _ => {
+                let ran = other.marks.contains(&Mark::Ran(switch.id));
+                let owns = other.ledger.owned().is_some();
+                let rebooted = other.boot > 0;
+                other.process().is_none() && (ran || owns || rebooted)
+            }
+        }
+    }
+}
