@@ -70,6 +70,12 @@ pub enum Refused {
     /// It is alive.
     #[error("host {0} answers, and says that it has the guest")]
     RunsAt(HostId),
+    /// Nothing proves that it did not run here.
+    #[error(
+        "the guest may have run here before this host rebooted, so its source must not go on \
+         from the memory it holds: wait for host {0}, or let the guest run here from its disks"
+    )]
+    MayHaveRun(HostId),
     /// Somebody else is ahead.
     #[error("a host that can be reached knows term {there} of the guest, this one only {here}")]
     HigherTerm {
@@ -108,17 +114,20 @@ pub enum Refused {
 /// [`Refused`] says what is known that speaks against it.
 pub fn resolve(wish: Wish, facts: &Facts<'_>) -> Result<Plan, Refused> {
     match wish {
-        Wish::GiveUp => give_up(facts.ledger),
+        Wish::GiveUp => give_up(facts),
         Wish::RunHere { lose_later_work } => run_here(lose_later_work, facts),
     }
 }
 
-/// Only ever takes away from what this host may do, so it is always safe.
-fn give_up(ledger: &Ledger) -> Result<Plan, Refused> {
-    match ledger.now() {
-        Some(Record::Offered(s)) => Ok(Plan::GiveUp(Record::Ceded(*s))),
-        Some(Record::Receiving(s)) => Ok(Plan::GiveUp(Record::Tombstone(*s))),
-        Some(Record::Ceded(s)) => Ok(Plan::GiveUp(Record::Moved(*s))),
+/// Only ever takes away from what this host may do. But a tombstone is also the word that the guest
+/// never ran here, on which the source lets its frozen memory run: it needs the process that has
+/// not run it. (One that died in this boot without its mark is buried without an operator.)
+fn give_up(facts: &Facts<'_>) -> Result<Plan, Refused> {
+    match (facts.ledger.now(), facts.memory) {
+        (Some(Record::Offered(s)), _) => Ok(Plan::GiveUp(Record::Ceded(*s))),
+        (Some(Record::Receiving(s)), Memory::Whole) => Ok(Plan::GiveUp(Record::Tombstone(*s))),
+        (Some(Record::Receiving(s)), Memory::Gone) => Err(Refused::MayHaveRun(s.from)),
+        (Some(Record::Ceded(s)), _) => Ok(Plan::GiveUp(Record::Moved(*s))),
         _ => Err(Refused::NoClaim),
     }
 }
@@ -263,6 +272,8 @@ mod tests {
             assert_eq!(resolve(Wish::GiveUp, &f), Ok(Plan::GiveUp(record)));
             assert_eq!(l.apply(record, BOOT).unwrap().owned(), None);
         }
+        let rebooted = facts(&receiving, Some(beside(1, A)), Memory::Gone);
+        assert_eq!(resolve(Wish::GiveUp, &rebooted), Err(Refused::MayHaveRun(A)));
         let here = receiving.apply(Record::Owner { term: Term::new(3) }, BOOT).unwrap();
         assert!(answers_ran(&here, &s));
     }

@@ -12,7 +12,7 @@ use migrate_engine::handover::term::QuestionId;
 
 use crate::bounds::{Bounds, History, Operator};
 use crate::step::Step;
-use crate::world::{Host, Packet, Party, Role, boot, id, index};
+use crate::world::{Host, Packet, Party, boot, id, index};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bug {
@@ -24,8 +24,6 @@ pub enum Bug {
     EarlyWithdrawn,
     /// `Tombstone` is reported before it is durable.
     EarlyTombstone,
-    /// A source that returns runs before its new term is durable.
-    EarlyReturn,
     /// *Ceded* is said before the `ceded` mark is set.
     CommitBeforeMark,
     /// The `ceded` mark is reported and never set.
@@ -96,31 +94,30 @@ pub const PLANTED: &[(Bug, Bounds)] = &[
     (Bug::EarlyReceiving, Bounds::new(2, 1).no_shared_disks()),
     (Bug::EarlyWithdrawn, Bounds::new(1, 1)),
     (Bug::EarlyTombstone, Bounds::new(2, 1).no_shared_disks()),
-    (Bug::EarlyReturn, Bounds::new(2, 1)),
     (Bug::CommitBeforeMark, Bounds::new(2, 1)),
     (Bug::NoCededMark, Bounds::new(2, 1)),
     (Bug::NoRanMark, Bounds::new(1, 1)),
     (Bug::MarksOutliveBoot, Bounds::new(1, 1)),
-    (Bug::ResumeOnTimeout, Bounds::new(0, 1)),
-    (Bug::TombstoneOnUndecided, Bounds::new(0, 1)),
+    (Bug::ResumeOnTimeout, Bounds::new(1, 1)),
+    (Bug::TombstoneOnUndecided, Bounds::new(1, 1)),
     (Bug::TestimonyForWithdrawn, Bounds::new(0, 1)),
-    (Bug::TermReused, Bounds::new(0, 2)),
+    (Bug::TermReused, Bounds::new(0, 2).no_shared_disks()),
     (Bug::DaemonKeepsOfferedTerm, Bounds::new(2, 1)),
     (Bug::NoJournalLock, Bounds::new(0, 1)),
-    (Bug::NoGate, Bounds::new(0, 1)),
-    (Bug::CededStarts, Bounds::new(1, 1)),
-    (Bug::LoadInDoubt, Bounds::new(0, 1).commands(2, Operator::Absent, true)),
+    (Bug::NoGate, Bounds::new(1, 1)),
+    (Bug::CededStarts, Bounds::new(1, 1).no_shared_disks()),
+    (Bug::LoadInDoubt, Bounds::new(1, 1).no_shared_disks().commands(2, Operator::Absent, true)),
     (Bug::LoadOldFile, Bounds::new(1, 0).commands(2, Operator::Absent, true)),
     (Bug::ResumeInDoubt, Bounds::new(0, 1).commands(1, Operator::Absent, true)),
     (Bug::DecideOnLostMemory, Bounds::new(2, 1)),
-    (Bug::ReturnOnLostMemory, Bounds::new(1, 1)),
+    (Bug::ReturnOnLostMemory, Bounds::new(2, 1)),
     (Bug::NotPreparedTooEarly, Bounds::new(1, 1)),
     (Bug::StaleAnswer, Bounds::new(2, 1)),
     (Bug::JournalLost, Bounds::new(2, 1)),
     (Bug::AbortWithoutArbiter, Bounds::new(1, 1).no_shared_disks().arbiter()),
     (Bug::CommitWithoutArbiter, Bounds::new(1, 1).no_shared_disks().arbiter()),
     (Bug::ArbiterOverwrites, Bounds::new(1, 1).no_shared_disks().arbiter()),
-    (Bug::SilenceIsNo, Bounds::new(1, 1).no_shared_disks().arbiter()),
+    (Bug::SilenceIsNo, Bounds::new(2, 1).no_shared_disks().arbiter()),
     (Bug::LateStamp, Bounds::new(1, 1).commands(1, Operator::Truthful, false)),
     (Bug::WithdrawnUnstamped, Bounds::new(1, 1).commands(1, Operator::Truthful, false)),
     (Bug::DisksIgnored, Bounds::new(1, 1).commands(1, Operator::Truthful, false)),
@@ -185,7 +182,7 @@ impl Step<'_> {
                 if self.bounds.has(Bug::NotPreparedTooEarly) && *says == TargetSays::NotYet {
                     *says = TargetSays::NotPrepared;
                 }
-                if self.bounds.has(Bug::StaleAnswer) && question.is_some() {
+                if self.bounds.has(Bug::StaleAnswer) {
                     *question = Some(QuestionId(self.world.hosts[host].asked.into()));
                 }
             }
@@ -222,17 +219,12 @@ impl Step<'_> {
     }
 
     /// Whether `record` is reported before it is durable.
-    pub fn is_early(&self, host: usize, record: Record) -> bool {
-        let source = match self.world.hosts[host].process() {
-            Some(process) => matches!(process.role, Role::Source(_)),
-            None => false,
-        };
+    pub fn is_early(&self, record: Record) -> bool {
         let early = match record {
             Record::Offered(_) => Bug::CommitBeforeOffer,
             Record::Receiving(_) => Bug::EarlyReceiving,
             Record::Withdrawn(_) => Bug::EarlyWithdrawn,
             Record::Tombstone(_) => Bug::EarlyTombstone,
-            Record::Owner { .. } if source => Bug::EarlyReturn,
             _ => return false,
         };
         self.bounds.has(early)

@@ -1,8 +1,8 @@
 //! What must hold in every world, and what counts as an end.
 
 use migrate_engine::handover::daemon::Acting;
-use migrate_engine::handover::journal::{Mark, Record};
-use migrate_engine::handover::target;
+use migrate_engine::handover::journal::{Ended, Mark, Record};
+use migrate_engine::handover::{source, target};
 use migrate_engine::handover::term::{Stamp, Switch, Term};
 
 use crate::bounds::Bounds;
@@ -16,8 +16,9 @@ impl World {
     }
 
     /// Somebody owns or runs the guest under this right: nobody else ever may.
-    pub fn right(&mut self, right: Stamp) {
-        if self.rest.rights.iter().any(|r| r.term == right.term && r.host != right.host) {
+    pub fn right(&mut self, right: Stamp, bounds: &Bounds) {
+        let taken = |r: &Stamp| r.term == right.term && r.host != right.host;
+        if self.rest.rights.iter().any(taken) && !self.went_back(bounds) {
             self.fail("one term, two owners");
         }
         if let Err(at) = self.rest.rights.binary_search(&right) {
@@ -111,7 +112,7 @@ impl World {
             Party::Process(p) => {
                 let superseded = matches!(
                     (host.source(), host.target()),
-                    (Some(migrate_engine::handover::source::State::Superseded(_)), _)
+                    (Some(source::State::Superseded(_)), _)
                         | (_, Some(target::State::Superseded(_)))
                 );
                 host.queue.is_empty() && (superseded || (p.is_calm() && p.has_guest()))
@@ -148,8 +149,8 @@ impl World {
                     let keeps = Stamp { term: switch.term, host: switch.from };
                     arbiter.key == keeps
                 });
-                let withdrawn =
-                    in_arbiter || matches!(other.ledger.now(), Some(Record::Withdrawn(_)));
+                let ended = other.ledger.ended(switch.id);
+                let withdrawn = in_arbiter || ended == Some(Ended::Withdrawn);
                 withdrawn && !self.rest.daemon_withdrew && other.process().is_none()
             }
             // It ceded, and the target is dead that ran, or was about to, or whose host

@@ -161,7 +161,7 @@ impl Step<'_> {
         self.cut();
         let legal = self.world.hosts[host].ledger.apply(Record::Owner { term }, boot(0)).is_ok();
         if ungated && !legal {
-            self.world.right(Stamp { term, host: id(host) });
+            self.world.right(Stamp { term, host: id(host) }, self.bounds);
         } else {
             self.durable(host, Record::Owner { term });
         }
@@ -227,7 +227,7 @@ impl Step<'_> {
 
     /// It powers itself off. A process without a move ends at once.
     pub fn guest_ends(&mut self, host: usize) {
-        if self.process(host).is_calm() {
+        if self.process(host).is_calm() && self.world.hosts[host].queue.is_empty() {
             return self.exit(host);
         }
         self.process(host).guest = Guest::Empty;

@@ -69,7 +69,7 @@ impl<'a> Step<'a> {
             self.world.rest().daemon_withdrew = true;
         }
         if let Some(right) = self.world.hosts[host].ledger.owned() {
-            self.world.right(right);
+            self.world.right(right, self.bounds);
         }
         if self.world.two_owners(self.bounds) {
             self.world.fail("two journals own the guest");
@@ -193,7 +193,7 @@ impl<'a> Step<'a> {
         // What it runs under: the record may still be on its way.
         let (before, term) = match (&process.role, process.switch().copied()) {
             (Role::Target(_), Some(switch)) => {
-                self.world.right(switch.moved());
+                self.world.right(switch.moved(), self.bounds);
                 (true, switch.term)
             }
             _ => (false, self.world.hosts[host].ledger.owned().map_or(self.world.rest.ran, |s| s.term)),
@@ -214,8 +214,8 @@ impl<'a> Step<'a> {
     fn later(&mut self, host: usize, effect: Effect) {
         let quick = self.bounds.coarse && effect != Effect::Restore;
         if self.bounds.has(Bug::CommitBeforeMark)
-            && let (Effect::Mark(Mark::Ceded(_)), Some(switch)) =
-                (effect, self.process(host).switch().copied())
+            && let Effect::Mark(Mark::Ceded(_)) = effect
+            && let Some(switch) = self.process(host).switch().copied()
         {
             let says = ToTarget::Says(SourceSays::Ceded);
             self.send(host, Message::to_target(switch, says));
@@ -250,7 +250,7 @@ impl<'a> Step<'a> {
         if !self.world.hosts[host].queue.contains(&record) {
             self.world.host(host).queue.push(record);
         }
-        if self.is_early(host, record) {
+        if self.is_early(record) {
             self.feed(host, Input::Recorded(record));
         }
     }
