@@ -5,8 +5,9 @@ use migrate_engine::handover::journal::{Ended, Mark, Record};
 use migrate_engine::handover::{source, target};
 use migrate_engine::handover::term::{Stamp, Switch, Term};
 
-use crate::bounds::Bounds;
-use crate::world::{Guest, Host, Party, Role, World, index};
+use crate::bounds::{Bounds, Operator};
+use crate::operator::{Say, plan};
+use crate::world::{Guest, Host, PLACES, Party, Process, Role, World, index};
 
 impl World {
     pub fn fail(&mut self, what: &'static str) {
@@ -54,7 +55,7 @@ impl World {
         if self.hosts.iter().filter(|h| h.runs()).count() > 1 {
             self.fail("the guest runs twice");
         }
-        if term < self.rest.ran {
+        if term < self.rest.ran && !back {
             self.fail("it runs under an older term than before");
         } else if term > self.rest.ran {
             self.rest().ran = term;
@@ -93,13 +94,33 @@ impl World {
 
     /// It runs, or would if its user let it.
     pub fn runs(&self) -> bool {
-        self.hosts.iter().any(|h| h.process().is_some_and(crate::world::Process::has_guest))
+        self.hosts.iter().any(|h| h.process().is_some_and(Process::has_guest))
     }
 
     /// The outcome is known everywhere: the guest is on one host, and nobody is in the middle of
     /// anything. An operator may have ended it.
-    pub fn ended(&self) -> bool {
-        self.rest.given_up || (self.runs() && self.hosts.iter().all(|h| self.is_done(h)))
+    pub fn ended(&self, bounds: &Bounds) -> bool {
+        let lying = Bounds { operator: Operator::Lying, ..*bounds };
+        // A resolve that was cut off is said again: somewhere it must be possible.
+        let again = || (0..PLACES).any(|at| plan(self, &lying, at, Say::RunHere, 0).is_some());
+        self.rest.given_up
+            || (self.runs() && self.hosts.iter().all(|h| self.is_done(h)))
+            || (self.rest.resolving && again())
+    }
+
+    /// An operator lets the guest run elsewhere. Whoever heard *never ran* before that waits for
+    /// the disks, and will find there that it owns nothing.
+    fn resolved_elsewhere(&self) -> bool {
+        let holds = |at: usize| self.hosts[at].process().is_some_and(Process::has_guest);
+        self.rest.resolved && self.rest.owner.is_some_and(holds)
+    }
+
+    /// An operator let the guest run on the target's host, but not because of this switch, of
+    /// which that never heard: it cannot tell that from one that it forgot, and says nothing. The
+    /// source's host waits for `give-up`.
+    fn outdated(&self, host: &Host, switch: &Switch) -> bool {
+        let there = &self.peer(index(host.ledger.host()), switch).ledger;
+        self.rest.resolved && there.highest() >= switch.term && !there.knows(switch.id)
     }
 
     fn is_done(&self, host: &Host) -> bool {
@@ -110,12 +131,15 @@ impl World {
         match &host.party {
             Party::Nobody => host.gone || !host.down,
             Party::Process(p) => {
-                let superseded = matches!(
-                    (host.source(), host.target()),
-                    (Some(source::State::Superseded(_)), _)
-                        | (_, Some(target::State::Superseded(_)))
-                );
-                host.queue.is_empty() && (superseded || (p.is_calm() && p.has_guest()))
+                use source::{Return::Locking, State};
+                let waits = match (host.source(), host.target()) {
+                    (Some(State::Superseded(_)), _) | (_, Some(target::State::Superseded(_))) => {
+                        true
+                    }
+                    (Some(State::Returning { step: Locking, .. }), _) => self.resolved_elsewhere(),
+                    _ => false,
+                };
+                host.queue.is_empty() && (waits || (p.is_calm() && p.has_guest()))
             }
             Party::Daemon(keeper, _) => match keeper.acting() {
                 Acting::Settled | Acting::Superseded(_) => {
@@ -124,7 +148,8 @@ impl World {
                         || matches!(keeper.acting(), Acting::Superseded(_))
                 }
                 Acting::AskingFate(s) | Acting::AskingSource(s) => !open(s),
-                Acting::AskingTarget { switch, .. } => !open(switch),
+                Acting::AskingTarget { switch, .. } => !open(switch) || self.outdated(host, switch),
+                Acting::TakingBack { term: None, .. } => self.resolved_elsewhere(),
                 _ => false,
             },
         }
@@ -151,7 +176,8 @@ impl World {
                 });
                 let ended = other.ledger.ended(switch.id);
                 let withdrawn = in_arbiter || ended == Some(Ended::Withdrawn);
-                withdrawn && !self.rest.daemon_withdrew && other.process().is_none()
+                let by_daemon = self.rest.daemon_withdrew == Some(switch.id);
+                withdrawn && !by_daemon && other.process().is_none()
             }
             // It ceded, and the target is dead that ran, or was about to, or whose host
             // rebooted: nothing there proves the contrary.

@@ -21,13 +21,14 @@ mod operator;
 mod search;
 mod step;
 mod store;
+mod walk;
 mod words;
 mod world;
 
 use std::time::Instant;
 
 use bounds::{Bounds, History, Operator};
-use search::{Report, explore};
+use search::{Report, explore, graph};
 
 fn show(what: &str, report: &Report, began: Instant) {
     println!(
@@ -111,6 +112,27 @@ fn operators() {
     }
     let truthful = Bounds::new(1 + more(), 1).commands(1, Operator::Truthful, false);
     holds(truthful.no_shared_disks());
+}
+
+/// A partition that lets one direction through is nothing else than words that never arrive:
+/// every world that it leads to is reached without it, so it leads to nothing forbidden, and an
+/// end is reached from there once it is over.
+#[test]
+fn one_way_partitions() {
+    let faults = 1 + more();
+    let (whole, all) = graph(&Bounds::new(faults, 1));
+    assert!(whole.found().is_none() && !whole.cut_off);
+    for cut in [(0, 1), (1, 0)] {
+        let began = Instant::now();
+        let bounds = Bounds { cut: Some(cut), ..Bounds::new(faults, 1) };
+        let (report, part) = graph(&bounds);
+        show(&bounds.to_string(), &report, began);
+        assert!(report.found().is_none() && !report.cut_off);
+        assert!(report.states > 100 && report.states < whole.states);
+        for number in 0..part.store.len() {
+            assert!(all.store.find(&part.store.world(number)).is_some(), "a new world");
+        }
+    }
 }
 
 /// The checker is worth what it finds.

@@ -12,7 +12,7 @@ use migrate_engine::handover::term::{Beside, Stamp, Switch, Term};
 use crate::bounds::{Bounds, Operator};
 use crate::bugs::Bug;
 use crate::step::Step;
-use crate::world::{Guest, Host, PLACES, Party, Process, Role, Saved, World, boot, id, index};
+use crate::world::{Guest, Host, Party, Process, Role, Saved, World, boot, id, index};
 
 /// What an operator of a host that is in doubt says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,11 +77,15 @@ pub fn plan(world: &World, bounds: &Bounds, host: usize, say: Say, reach: u8) ->
     if say == Say::RunHere && truthful && !world.hosts[other].down {
         return None;
     }
-    let reached = (0..PLACES).filter(|at| reach & (1 << at) != 0 && !bounds.has(Bug::ResolveAlone));
-    let (mut elsewhere, mut runs_at) = (Term::NONE, None);
-    for at in reached {
+    let (mut elsewhere, mut runs_at, mut silent, mut owned_by) = (Term::NONE, None, None, None);
+    for at in (0..bounds.hosts).filter(|at| *at != host && !bounds.has(Bug::ResolveAlone)) {
+        if reach & (1 << at) == 0 {
+            silent = silent.or_else(|| (at != other).then_some(id(at)));
+            continue;
+        }
         let there = &world.hosts[at];
         elsewhere = elsewhere.max(there.ledger.highest());
+        owned_by = owned_by.max(there.ledger.owned());
         runs_at = runs_at.or_else(|| claims(there).then_some(id(at)));
     }
     let mut beside = world.rest.beside;
@@ -89,7 +93,7 @@ pub fn plan(world: &World, bounds: &Bounds, host: usize, say: Say, reach: u8) ->
         beside.owner = Stamp { term: Term::NONE, host: id(host) };
     }
     let beside = bounds.shared.then_some(beside);
-    let facts = Facts { ledger: &h.ledger, beside, memory, elsewhere, runs_at };
+    let facts = Facts { ledger: &h.ledger, beside, memory, elsewhere, runs_at, owned_by, silent };
     let wish = match say {
         Say::RunHere => Wish::RunHere { lose_later_work: !bounds.shared },
         Say::GiveUp => Wish::GiveUp,
@@ -172,6 +176,9 @@ impl Step<'_> {
         self.cut();
         self.world.host(host).party = Party::Process(process);
         self.world.run(host, term, self.bounds);
+        if self.world.rest.resolving {
+            self.world.rest().resolving = false;
+        }
         self.cut();
         if self.world.rest.next == Some(host) {
             self.world.rest().next = None;
@@ -249,7 +256,8 @@ impl Step<'_> {
     }
 
     fn run_here(&mut self, host: usize, term: Term) {
-        self.world.rest().resolved = true;
+        let rest = self.world.rest();
+        (rest.resolved, rest.resolving) = (true, true);
         if !self.bounds.shared
             && let Some(switch) = open(&self.world.hosts[host].ledger)
         {

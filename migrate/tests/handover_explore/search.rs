@@ -43,9 +43,9 @@ struct Facts {
 }
 
 impl Facts {
-    fn of(world: &World) -> Self {
+    fn of(world: &World, bounds: &Bounds) -> Self {
         Self {
-            ended: world.ended(),
+            ended: world.ended(bounds),
             runs: world.runs(),
             lives: world.memory_lives(),
             inherent: world.inherent_loss(),
@@ -74,11 +74,11 @@ impl Graph {
     }
 
     /// The number of a world, if it is new.
-    fn add(&mut self, world: &World, before: usize) -> (usize, bool) {
+    fn add(&mut self, world: &World, before: usize, bounds: &Bounds) -> (usize, bool) {
         let (number, fresh) = self.store.number(world, before);
         if fresh {
             self.from.push(short(before));
-            self.facts.push(Facts::of(world));
+            self.facts.push(Facts::of(world, bounds));
         }
         (number, fresh)
     }
@@ -95,7 +95,7 @@ impl Graph {
             here = before;
         }
         steps.reverse();
-        steps.push(format!("{:#?}", self.store.world(at)));
+        steps.push(self.store.world(at).to_string());
         steps
     }
 
@@ -146,7 +146,7 @@ pub fn explore(bounds: &Bounds) -> Report {
 /// The same, and what was seen.
 pub fn graph(bounds: &Bounds) -> (Report, Graph) {
     let mut graph = Graph::new();
-    graph.add(&first(bounds), 0);
+    graph.add(&first(bounds), 0, bounds);
     let mut report = Report {
         states: 0,
         edges: 0,
@@ -163,7 +163,7 @@ pub fn graph(bounds: &Bounds) -> (Report, Graph) {
         next(&graph.store.world(at), bounds, &mut found);
         for (cause, world) in found.drain(..) {
             report.edges += 1;
-            let (to, fresh) = graph.add(&world, at);
+            let (to, fresh) = graph.add(&world, at, bounds);
             let new_edges = &graph.edges[graph.begins[at]..];
             if to != at && cause.is_free() && !new_edges.contains(&short(to)) {
                 graph.edges.push(short(to));

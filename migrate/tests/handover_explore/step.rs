@@ -55,9 +55,10 @@ impl<'a> Step<'a> {
     /// A record reaches the platter.
     pub fn durable(&mut self, host: usize, record: Record) {
         let h = &self.world.hosts[host];
-        let open = matches!(h.ledger.now(), Some(Record::Offered(_)));
-        let by_daemon = matches!(h.party, Party::Daemon(..));
-        let withdrew = open && by_daemon && matches!(record, Record::Owner { .. });
+        let withdrew = match (h.ledger.now(), &h.party, record) {
+            (Some(Record::Offered(s)), Party::Daemon(..), Record::Owner { .. }) => Some(s.id),
+            _ => None,
+        };
         let applied = match h.ledger.apply(record, boot(h.boot)) {
             Err(_) if self.bounds.has(Bug::TermReused) => Ok(crate::bugs::forced(h, record)),
             applied => applied,
@@ -65,8 +66,8 @@ impl<'a> Step<'a> {
         let Ok(ledger) = applied else { return self.world.fail("a record does not follow") };
         let h = self.world.host(host);
         (h.ledger, h.saved) = (ledger, false);
-        if withdrew {
-            self.world.rest().daemon_withdrew = true;
+        if withdrew.is_some() {
+            self.world.rest().daemon_withdrew = withdrew;
         }
         if let Some(right) = self.world.hosts[host].ledger.owned() {
             self.world.right(right, self.bounds);

@@ -3,6 +3,7 @@
 //!
 //! A world is put together from shared parts, so that a step copies only what it changes.
 
+use std::fmt;
 use std::rc::Rc;
 
 use migrate_engine::handover::daemon::Keeper;
@@ -21,7 +22,7 @@ pub const NOW: Millis = Millis(0);
 /// Places for hosts; with two hosts the last stays empty.
 pub const PLACES: usize = 3;
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct World {
     pub hosts: [Rc<Host>; PLACES],
     /// Everything that was ever sent and not lost, sorted. Delivery does not remove it, so it is
@@ -50,10 +51,12 @@ pub struct Rest {
     pub rights: Vec<Stamp>,
     /// Ghost: the highest term that the guest ran under.
     pub ran: Term,
-    /// Ghost: a daemon, not the source itself, kept the guest for good.
-    pub daemon_withdrew: bool,
+    /// Ghost: a daemon, not the source itself, kept the guest for good in this switch.
+    pub daemon_withdrew: Option<SwitchId>,
     /// Ghost: an operator let a host run it.
     pub resolved: bool,
+    /// Ghost: in the middle of that.
+    pub resolving: bool,
     /// Ghost: an operator made a host forget it.
     pub given_up: bool,
     /// Ghost: what went wrong.
@@ -264,6 +267,24 @@ fn past(history: History, last: usize) -> (Vec<Record>, Vec<Record>) {
     }
 }
 
+impl fmt::Display for World {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, h) in self.hosts.iter().enumerate() {
+            writeln!(f, "host {at}: {:?}, past {:?}", h.ledger.now(), h.ledger.past())?;
+            writeln!(f, "  queue {:?}, marks {:?}, boot {}", h.queue, h.marks, h.boot)?;
+            match &h.party {
+                Party::Nobody => writeln!(f, "  nobody, down {}, gone {}", h.down, h.gone)?,
+                Party::Process(p) => writeln!(f, "  {p:?}")?,
+                Party::Daemon(keeper, todo) => writeln!(f, "  {:?}, {todo:?}", keeper.acting())?,
+            }
+        }
+        for packet in self.net.iter() {
+            writeln!(f, "in flight: {packet:?}")?;
+        }
+        write!(f, "{:?}", self.rest)
+    }
+}
+
 impl World {
     /// The guest runs on host 0. Nobody acts on the others yet.
     pub fn start(bounds: &Bounds) -> Self {
@@ -291,8 +312,9 @@ impl World {
             colds: 0,
             rights: vec![right],
             ran: right.term,
-            daemon_withdrew: false,
+            daemon_withdrew: None,
             resolved: false,
+            resolving: false,
             given_up: false,
             broken: None,
         };
