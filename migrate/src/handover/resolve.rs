@@ -223,7 +223,15 @@ mod tests {
     }
 
     fn facts(ledger: &Ledger, beside: Option<Beside>, memory: Memory) -> Facts<'_> {
-        Facts { ledger, beside, memory, elsewhere: Term::NONE, runs_at: None, owned_by: None, silent: None }
+        Facts {
+            ledger,
+            beside,
+            memory,
+            elsewhere: Term::NONE,
+            runs_at: None,
+            owned_by: None,
+            silent: None,
+        }
     }
 
     fn run(term: u64, memory: Memory) -> Plan {

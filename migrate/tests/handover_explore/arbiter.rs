@@ -41,6 +41,7 @@ impl Step<'_> {
         if let Err(at) = arbiter.told.binary_search(&answer) {
             arbiter.told.insert(at, answer);
         }
+        self.world.check_arbiter();
     }
 
     /// Its answer arrives.

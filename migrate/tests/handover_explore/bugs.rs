@@ -90,8 +90,8 @@ pub enum Bug {
 
 /// Each with the least bounds that show it.
 pub const PLANTED: &[(Bug, Bounds)] = &[
-    (Bug::CommitBeforeOffer, Bounds::new(1, 1).no_shared_disks()),
-    (Bug::EarlyReceiving, Bounds::new(2, 1).no_shared_disks()),
+    (Bug::CommitBeforeOffer, Bounds::new(0, 1).no_shared_disks()),
+    (Bug::EarlyReceiving, Bounds::new(1, 1).no_shared_disks()),
     (Bug::EarlyWithdrawn, Bounds::new(1, 1)),
     (Bug::EarlyTombstone, Bounds::new(2, 1).no_shared_disks()),
     (Bug::CommitBeforeMark, Bounds::new(2, 1)),
@@ -106,18 +106,18 @@ pub const PLANTED: &[(Bug, Bounds)] = &[
     (Bug::NoJournalLock, Bounds::new(0, 1)),
     (Bug::NoGate, Bounds::new(1, 1)),
     (Bug::CededStarts, Bounds::new(1, 1).no_shared_disks()),
-    (Bug::LoadInDoubt, Bounds::new(1, 1).no_shared_disks().commands(2, Operator::Absent, true)),
+    (Bug::LoadInDoubt, Bounds::new(0, 1).no_shared_disks().commands(2, Operator::Absent, true)),
     (Bug::LoadOldFile, Bounds::new(1, 0).commands(2, Operator::Absent, true)),
     (Bug::ResumeInDoubt, Bounds::new(0, 1).commands(1, Operator::Absent, true)),
     (Bug::DecideOnLostMemory, Bounds::new(2, 1)),
     (Bug::ReturnOnLostMemory, Bounds::new(2, 1)),
     (Bug::NotPreparedTooEarly, Bounds::new(1, 1)),
     (Bug::StaleAnswer, Bounds::new(2, 1)),
-    (Bug::JournalLost, Bounds::new(2, 1)),
-    (Bug::AbortWithoutArbiter, Bounds::new(1, 1).no_shared_disks().arbiter()),
-    (Bug::CommitWithoutArbiter, Bounds::new(1, 1).no_shared_disks().arbiter()),
-    (Bug::ArbiterOverwrites, Bounds::new(1, 1).no_shared_disks().arbiter()),
-    (Bug::SilenceIsNo, Bounds::new(2, 1).no_shared_disks().arbiter()),
+    (Bug::JournalLost, Bounds::new(1, 1)),
+    (Bug::AbortWithoutArbiter, Bounds::new(0, 1).no_shared_disks().arbiter()),
+    (Bug::CommitWithoutArbiter, Bounds::new(0, 1).no_shared_disks().arbiter()),
+    (Bug::ArbiterOverwrites, Bounds::new(0, 1).no_shared_disks().arbiter()),
+    (Bug::SilenceIsNo, Bounds::new(1, 1).no_shared_disks().arbiter()),
     (Bug::LateStamp, Bounds::new(1, 1).commands(1, Operator::Truthful, false)),
     (Bug::WithdrawnUnstamped, Bounds::new(1, 1).commands(1, Operator::Truthful, false)),
     (Bug::DisksIgnored, Bounds::new(1, 1).commands(1, Operator::Truthful, false)),
@@ -126,7 +126,11 @@ pub const PLANTED: &[(Bug, Bounds)] = &[
     (Bug::ResolveWithoutLocks, Bounds::new(0, 1).commands(1, Operator::Lying, false)),
     (
         Bug::ResolveAlone,
-        Bounds::new(1, 1).history(History::GivenAway).commands(1, Operator::Lying, false),
+        Bounds::new(1, 1).history(History::Receiving).no_shared_disks().commands(
+            2,
+            Operator::Truthful,
+            false,
+        ),
     ),
 ];
 

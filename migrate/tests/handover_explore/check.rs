@@ -1,13 +1,15 @@
 //! What must hold in every world, and what counts as an end.
 
+use std::rc::Rc;
+
 use migrate_engine::handover::daemon::Acting;
 use migrate_engine::handover::journal::{Ended, Mark, Record};
-use migrate_engine::handover::{source, target};
 use migrate_engine::handover::term::{Stamp, Switch, Term};
+use migrate_engine::handover::{source, target};
 
 use crate::bounds::{Bounds, Operator};
 use crate::operator::{Say, plan};
-use crate::world::{Guest, Host, PLACES, Party, Process, Role, World, index};
+use crate::world::{Guest, Host, PLACES, Party, Process, Role, World, id, index};
 
 impl World {
     pub fn fail(&mut self, what: &'static str) {
@@ -55,10 +57,20 @@ impl World {
         if self.hosts.iter().filter(|h| h.runs()).count() > 1 {
             self.fail("the guest runs twice");
         }
+        self.check_arbiter();
         if term < self.rest.ran && !back {
             self.fail("it runs under an older term than before");
         } else if term > self.rest.ran {
             self.rest().ran = term;
+        }
+    }
+
+    /// Whoever runs has the arbiter's word, and keeps it as long as it runs.
+    pub fn check_arbiter(&mut self) {
+        let Some(arbiter) = &self.rest.arbiter else { return };
+        let other = |(at, h): (usize, &Rc<Host>)| h.runs() && arbiter.key.host != id(at);
+        if self.hosts.iter().enumerate().any(other) {
+            self.fail("a guest runs that the arbiter gave to another host");
         }
     }
 
@@ -105,7 +117,7 @@ impl World {
         let again = || (0..PLACES).any(|at| plan(self, &lying, at, Say::RunHere, 0).is_some());
         self.rest.given_up
             || (self.runs() && self.hosts.iter().all(|h| self.is_done(h)))
-            || (self.rest.resolving && again())
+            || (self.rest.resolving && (self.went_down() || again()))
     }
 
     /// An operator lets the guest run elsewhere. Whoever heard *never ran* before that waits for
@@ -121,6 +133,11 @@ impl World {
     fn outdated(&self, host: &Host, switch: &Switch) -> bool {
         let there = &self.peer(index(host.ledger.host()), switch).ledger;
         self.rest.resolved && there.highest() >= switch.term && !there.knows(switch.id)
+    }
+
+    /// It was on a host that is gone for good, and nothing else of it is left.
+    fn went_down(&self) -> bool {
+        self.hosts.iter().any(|h| h.gone && h.ledger.owned().is_some())
     }
 
     fn is_done(&self, host: &Host) -> bool {

@@ -269,13 +269,7 @@ fn source_events(
     }
 }
 
-fn target_events(
-    world: &World,
-    target: &Target,
-    host: usize,
-    done: bool,
-    events: &mut Vec<Event>,
-) {
+fn target_events(world: &World, target: &Target, host: usize, done: bool, events: &mut Vec<Event>) {
     use target::State;
     let about = target.switch().map(|s| &world.hosts[index(s.from)]);
     let source = about.and_then(|from| match &from.process()?.role {

@@ -67,13 +67,13 @@ fn one_move() {
 #[test]
 fn two_moves() {
     holds(Bounds::new(0, 2));
-    holds(Bounds::new(1 + more(), 2));
+    holds(Bounds::new(2 + more(), 2));
 }
 
 #[test]
 fn three_hosts() {
-    holds(Bounds::new(1 + more(), 1).hosts(3));
-    holds(Bounds::new(more(), 2).hosts(3));
+    holds(Bounds::new(2 + more(), 1).hosts(3));
+    holds(Bounds::new(1 + more(), 2).hosts(3));
 }
 
 #[test]
@@ -86,7 +86,8 @@ fn old_journals() {
 
 #[test]
 fn lossy_network() {
-    holds(Bounds::new(1 + more(), 1).drops());
+    holds(Bounds::new(1, 1).drops());
+    holds(Bounds::new(2 + more(), 1).drops());
 }
 
 #[test]
@@ -96,22 +97,33 @@ fn no_shared_disks() {
 
 #[test]
 fn arbiter_decides() {
-    holds(Bounds::new(1 + more(), 1).arbiter());
-    holds(Bounds::new(1 + more(), 1).arbiter().no_shared_disks());
+    holds(Bounds::new(2 + more(), 1).arbiter());
+    holds(Bounds::new(2 + more(), 1).arbiter().no_shared_disks());
 }
 
+/// Starts that take the right to run from the gate, and what ends or stops a guest meanwhile.
 #[test]
 fn chores() {
     holds(Bounds::new(1 + more(), 1).commands(2, Operator::Absent, true));
+    holds(Bounds::new(2 + more(), 1).commands(1, Operator::Absent, true));
 }
 
 #[test]
 fn operators() {
-    for operator in [Operator::Truthful, Operator::Lying] {
-        holds(Bounds::new(1 + more(), 1).commands(2, operator, false));
-    }
-    let truthful = Bounds::new(1 + more(), 1).commands(1, Operator::Truthful, false);
+    // Whatever a truthful operator says, a lying one may say too.
+    holds(Bounds::new(1 + more(), 1).commands(2, Operator::Lying, false));
+    holds(Bounds::new(2 + more(), 1).commands(1, Operator::Lying, false));
+    let truthful = Bounds::new(2 + more(), 1).commands(1, Operator::Truthful, false);
     holds(truthful.no_shared_disks());
+}
+
+/// An operator who resolves a switch of the past, of which the guest's own host knows nothing.
+#[test]
+fn operators_and_old_journals() {
+    for history in [History::GivenAway, History::Receiving, History::Buried] {
+        holds(Bounds::new(1 + more(), 1).history(history).commands(1, Operator::Lying, false));
+    }
+    holds(Bounds::new(1, more()).history(History::Offered).commands(1, Operator::Lying, false));
 }
 
 /// A partition that lets one direction through is nothing else than words that never arrive:
@@ -135,24 +147,25 @@ fn one_way_partitions() {
     }
 }
 
-/// The checker is worth what it finds.
+/// The checker is worth what it finds. Each bug is shown by the least faults that show it.
 #[test]
 fn planted_bugs_are_found() {
     let mut missed = Vec::new();
     for &(bug, bounds) in bugs::PLANTED {
         let began = Instant::now();
         let bounds = Bounds { bug: Some(bug), ..bounds };
+        let fewer = bounds.faults.checked_sub(1).map(|faults| Bounds { faults, ..bounds });
+        let least = fewer.is_none_or(|bounds| explore(&bounds).found().is_none());
         let report = explore(&bounds);
         let (states, spent) = (report.states, began.elapsed().as_secs_f64());
-        match report.found() {
-            Some((what, trace)) => {
-                println!("{bug:?} ({bounds}): {what}, {} steps, {states} states, {spent:.1} s", trace.len() - 1);
-            }
-            None => {
-                println!("{bug:?} ({bounds}): MISSED in {states} states, {spent:.1} s");
-                missed.push(bug);
-            }
+        let found = report.found().map_or_else(
+            || "MISSED".to_owned(),
+            |(what, trace)| format!("{what}, {} steps", trace.len() - 1),
+        );
+        println!("{bug:?} ({bounds}): {found}, {states} states, {spent:.1} s");
+        if report.found().is_none() || !least {
+            missed.push(bug);
         }
     }
-    assert!(missed.is_empty(), "not found: {missed:?}");
+    assert!(missed.is_empty(), "not found, or found with fewer faults: {missed:?}");
 }

@@ -118,6 +118,14 @@ impl<'a> Step<'a> {
         let record = self.world.host(host).queue.remove(0);
         self.durable(host, record);
         self.feed(host, Input::Recorded(record));
+        if self.bounds.has(Bug::DaemonKeepsOfferedTerm)
+            && matches!(
+                (&self.world.hosts[host].party, record),
+                (Party::Daemon(..), Record::Withdrawn(_))
+            )
+        {
+            self.exit(host);
+        }
     }
 
     /// Gives an input to whoever acts on `host`.
@@ -197,7 +205,10 @@ impl<'a> Step<'a> {
                 self.world.right(switch.moved(), self.bounds);
                 (true, switch.term)
             }
-            _ => (false, self.world.hosts[host].ledger.owned().map_or(self.world.rest.ran, |s| s.term)),
+            _ => (
+                false,
+                self.world.hosts[host].ledger.owned().map_or(self.world.rest.ran, |s| s.term),
+            ),
         };
         self.world.run(host, term, self.bounds);
         if late && before {

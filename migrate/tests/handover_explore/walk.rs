@@ -45,7 +45,9 @@ impl Dice {
 fn bounds(dice: &mut Dice) -> Bounds {
     use History::{Buried, Fresh, GivenAway, Offered, Receiving};
     let histories = [Fresh, GivenAway, Offered, Receiving, Buried];
-    let number = |dice: &mut Dice, from: u8, to: u8| from + u8::try_from(dice.below(usize::from(to - from) + 1)).unwrap();
+    let number = |dice: &mut Dice, from: u8, to: u8| {
+        from + u8::try_from(dice.below(usize::from(to - from) + 1)).unwrap()
+    };
     let arbiter = dice.one_in(4);
     let shared = !dice.one_in(4);
     // An arbiter is asked by no resolve yet, and without shared disks a lie has no limits.
@@ -76,7 +78,9 @@ fn choose(world: &World, bounds: &Bounds, dice: &mut Dice) -> Option<(Cause, Wor
     let all = events(world, bounds);
     let kind = match dice.below(20) {
         0..10 => |e: &Event| matches!(e, Event::Deliver(_)),
-        10..14 => |e: &Event| e.is_free() && !matches!(e, Event::Deliver(_) | Event::Timer(..) | Event::Cancel(_)),
+        10..14 => |e: &Event| {
+            e.is_free() && !matches!(e, Event::Deliver(_) | Event::Timer(..) | Event::Cancel(_))
+        },
         14 => |e: &Event| matches!(e, Event::Timer(..)),
         15 => |e: &Event| matches!(e, Event::Attempt(..) | Event::Cancel(_)),
         16 => |e: &Event| !e.is_free() && !matches!(e, Event::Attempt(..)),
