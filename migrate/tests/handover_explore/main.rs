@@ -7,6 +7,7 @@
 
 #![expect(
     clippy::unwrap_used,
+    clippy::single_match_else,
     clippy::struct_excessive_bools,
     reason = "a test: it may panic, and its bounds are switches"
 )]

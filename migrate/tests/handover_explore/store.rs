@@ -159,7 +159,9 @@ impl Store {
     /// Where `key` stands in the table, or would.
     fn slot(&self, key: &Key) -> usize {
         let mut mixer = Mixer::default();
-        key.iter().for_each(|n| mixer.write_u32(*n));
+        for n in key {
+            mixer.write_u32(*n);
+        }
         let mask = self.table.len() - 1;
         let mut slot = usize::try_from(mixer.finish() & mask as u64).unwrap();
         while self.table[slot] != 0 && self.worlds[self.table[slot] as usize - 1] != *key {
