@@ -168,7 +168,7 @@ impl Daemon {
 
     /// The answer to a word about a switch that is settled here.
     fn on_record(&self, guest: Uuid, message: &Message) -> Option<Words> {
-        let record = journal::read(&self.dirs.journal(&guest)).ok()??;
+        let record = journal::read_durable(&self.dirs.journal(&guest)).ok()??;
         record.ledger.ended(message.switch.id)?;
         from_ledger(&record.ledger, message).as_ref().and_then(words_of)
     }
