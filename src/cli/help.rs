@@ -7,12 +7,13 @@ use super::{Done, OK, Session};
 use crate::api::{ErrorCode, Failure};
 
 /// Topics: name, what it is about, text.
-pub const TOPICS: [(&str, &str, &str); 7] = [
+pub const TOPICS: [(&str, &str, &str); 8] = [
     ("exit-codes", "what exit codes and error codes mean", include_str!("topics/exit-codes.txt")),
     ("files", "definitions, directories, sockets, logs", include_str!("topics/files.txt")),
     ("moving", "moving guests while they run", include_str!("topics/moving.txt")),
     ("networking", "ports, trust between hosts, cards", include_str!("topics/networking.txt")),
     ("quickstart", "the first steps", include_str!("topics/quickstart.txt")),
+    ("recovery", "guests whose other host is gone", include_str!("topics/recovery.txt")),
     ("scribbler", "the built-in guest that checks itself", include_str!("topics/scribbler.txt")),
     ("state", "what guests do, saving and loading them", include_str!("topics/state.txt")),
 ];
@@ -161,7 +162,7 @@ mod tests {
             (ms(LINK_MS), "a guest that is still copied is not waited for"),
             (orphan, "a receiver whose source does not come"),
             (ms(pause_limit(0, 0)), "or four times --max-downtime"),
-            (daemon::LATER, "between two tries to settle"),
+            (daemon::LOOK, "between two tries to settle"),
             (ms(usual.max_downtime_ms), "longest predicted time for which it may stand still"),
             (ms(usual.timeout_ms), "the copy gives up after this long"),
         ];

@@ -12,6 +12,8 @@
 //! | [`moves`] | moves: begun, followed, on record until they end; how one away from here goes |
 //! | [`inbound`] | moves to here: room reserved, receivers started, followed, cleared up |
 //! | [`keeper`] | answers for guest processes that are gone |
+//! | [`doubt`] | guests whose owner is in doubt: what is known, what an operator says |
+//! | [`autostart`] | starts guests when the host has booted |
 //! | [`history`] | reports of moves, as files |
 //! | [`cpu`] | what hosts' CPUs have, and have in common |
 //! | [`check`] | what is well and what is not between two hosts |
@@ -22,9 +24,11 @@
 
 mod answers;
 mod api;
+mod autostart;
 mod check;
 pub mod config;
 mod cpu;
+mod doubt;
 mod gossip;
 mod history;
 pub mod identity;
@@ -61,7 +65,7 @@ use config::Config;
 use identity::{Files, Identity};
 // Users are told of these: migrate help moving.
 pub use inbound::{LAUNCH, ORPHAN};
-pub use keeper::LATER;
+pub use keeper::LOOK;
 pub use peers::PATIENCE;
 
 /// Time between two looks at the certificate's age.
@@ -129,6 +133,7 @@ async fn serve(dirs: &Dirs) -> Result<(), Failure> {
     daemon.go_online()?;
     history::prune(dirs);
     daemon.adopt();
+    tokio::spawn(autostart::start_all(Arc::clone(&daemon)));
     tokio::spawn(renew(Arc::clone(&daemon)));
     tokio::spawn(gossip::refresh(Arc::clone(&daemon)));
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| unexpected("signals", &e))?;

@@ -264,12 +264,17 @@ impl Daemon {
     /// What the journal says of a move whose process is dead.
     pub(super) fn verdict(&self, open: &Open) -> MoveReport {
         let about = &open.about;
-        let record = journal::read(&self.dirs.journal(&about.uuid)).ok().flatten();
-        let now = record.as_ref().and_then(|r| r.ledger.now());
-        let (outcome, error) = match (open.direction, now) {
-            (Direction::Out, Some(Step::Ceded(_) | Step::Moved(_)))
-            | (Direction::In, Some(Step::Owner { .. })) => (MoveOutcome::Moved, None),
-            (_, Some(Step::Offered(_) | Step::Receiving(_))) => {
+        let record = journal::read(&self.dirs.journal(&about.uuid));
+        let now = record.as_ref().map(|r| r.as_ref().and_then(|r| r.ledger.now()));
+        let (outcome, error) = match (open.direction, now.map_err(ToString::to_string)) {
+            (_, Err(why)) => {
+                let what = format!("whose the guest is, cannot be seen here: {why}");
+                let remedy = "repair it; then it settles by itself: migrate help recovery";
+                (MoveOutcome::InDoubt, Some(body(ErrorCode::InDoubt, &what, remedy, None)))
+            }
+            (Direction::Out, Ok(Some(Step::Ceded(_) | Step::Moved(_))))
+            | (Direction::In, Ok(Some(Step::Owner { .. }))) => (MoveOutcome::Moved, None),
+            (_, Ok(Some(Step::Offered(_) | Step::Receiving(_)))) => {
                 let what = "the guest's process died in the middle of the hand-over, and the other \
                             host does not answer: whose the guest is, is not settled";
                 let remedy = format!("bring {} back; then it settles by itself", open.other());

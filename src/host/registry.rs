@@ -7,10 +7,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use migrate_engine::handover::journal::Record as Step;
 use serde::Serialize;
+use uuid::Uuid;
 
-use super::exits;
 use super::leftover::{self, Life};
+use super::{doubt, exits};
 use crate::api::client::{CallError, GuestClient, runtime};
+use crate::api::resolve::Doubtful;
 use crate::api::{ErrorCode, ExitHow, ExitRecord, Failure, GuestInfo, GuestState};
 use crate::config::{Dirs, check_name};
 use crate::guest::journal::{self, record::Record};
@@ -53,6 +55,9 @@ pub struct Listing {
     /// Guests that ended, latest first (`ls -a`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ended: Option<Vec<ExitRecord>>,
+    /// Guests that do not run here, and whose owner is in doubt.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub in_doubt: Vec<Doubtful>,
 }
 
 fn unreadable(dirs: &Dirs, e: &io::Error) -> Failure {
@@ -107,7 +112,15 @@ pub fn list(dirs: &Dirs, with_ended: bool) -> Result<Listing, Failure> {
     } else {
         None
     };
-    Ok(Listing { schema: 1, guests, ended })
+    let runs = |uuid: Uuid| {
+        let running = |entry: &Entry| {
+            matches!(entry, Entry::Known(i)
+            if i.uuid == uuid && !matches!(i.state, GuestState::Leaving | GuestState::Arriving))
+        };
+        guests.iter().any(running)
+    };
+    let in_doubt = doubt::all(dirs).into_iter().filter(|d| !runs(d.uuid)).collect();
+    Ok(Listing { schema: 1, guests, ended, in_doubt })
 }
 
 fn client(dirs: &Dirs, name: &str) -> GuestClient {
@@ -177,7 +190,7 @@ pub fn locate(dirs: &Dirs, name: &str) -> Result<GuestClient, Failure> {
 
 /// The journal of the guest that was called `name` here, if that guest has left this host.
 fn left(dirs: &Dirs, name: &str, ended: Option<&ExitRecord>) -> Option<Record> {
-    let read = |uuid: &uuid::Uuid| journal::read(&dirs.journal(uuid)).ok().flatten();
+    let read = |uuid: &Uuid| journal::read(&dirs.journal(uuid)).ok().flatten();
     let gone = |record: &Record| {
         let now = record.ledger.now();
         record.name == name && matches!(now, Some(Step::Ceded(_) | Step::Moved(_)))

@@ -12,6 +12,7 @@ use migrate_engine::handover::daemon::{Acting, Keeper};
 use migrate_engine::handover::effect::{Effect, Input};
 use migrate_engine::handover::journal::{Ledger, Mark};
 use migrate_engine::handover::message::{Message, SourceSays, ToTarget};
+use migrate_engine::handover::resolve;
 use migrate_engine::handover::term::{Beside, BootId, Millis, QuestionId, Term};
 use uuid::Uuid;
 use vmm::devices::virtio::block::{DiskOpenError, open_disk};
@@ -19,7 +20,9 @@ use vmm::devices::virtio::block::{DiskOpenError, open_disk};
 use crate::api::Failure;
 use crate::config::{Cache, DiskDefinition, GuestDefinition};
 use crate::guest::disks::{DiskSet, DiskSetError, Part};
+use crate::guest::journal::record::Record;
 use crate::guest::journal::{Journal, Whose};
+use crate::guest::load;
 
 /// The place of a dead process. Its journal is locked as long as this lives.
 pub struct Place {
@@ -33,6 +36,8 @@ pub struct Place {
     keeper: Option<Keeper>,
     /// What is to be done before anything else.
     effects: VecDeque<Effect>,
+    /// What stood in the way last: each is told once.
+    trouble: String,
 }
 
 impl Place {
@@ -57,6 +62,7 @@ impl Place {
             began: Instant::now(),
             keeper: Some(keeper),
             effects: first.into(),
+            trouble: String::new(),
         }
     }
 
@@ -87,7 +93,7 @@ impl Place {
                             self.step(Input::Recorded(record));
                         }
                         Err(error) => {
-                            tracing::error!(GUEST = self.whose.name, %error, "the journal cannot be written");
+                            self.complain(format!("the journal cannot be written: {error}"));
                             // It stays to be done, when somebody asks or time has passed.
                             self.effects.push_front(effect);
                             return said;
@@ -121,6 +127,38 @@ impl Place {
         said
     }
 
+    /// Lets the claim go that the dead process left, by an operator's word.
+    ///
+    /// # Errors
+    /// There is none, or the journal cannot be written.
+    pub fn give_up(&mut self, note: &str, peer: Option<&str>) -> Result<(), Failure> {
+        let ledger = self.ledger();
+        let facts = resolve::Facts {
+            ledger: &ledger,
+            beside: None,
+            memory: resolve::Memory::Gone,
+            elsewhere: Term::NONE,
+            runs_at: None,
+            owned_by: None,
+            silent: None,
+        };
+        let plan = resolve::resolve(resolve::Wish::GiveUp, &facts);
+        let plan = plan.map_err(|no| load::refused_claim(&no, peer))?;
+        let resolve::Plan::GiveUp(step) = plan else { return Ok(()) };
+        self.journal.step(&self.whose, step, None, Timestamp::now())?;
+        if let Some(record) = self.journal.last().cloned() {
+            self.journal.record(Record { note: Some(note.to_owned()), ..record })?;
+        }
+        (self.keeper, self.disks) = (None, None);
+        self.effects.clear();
+        Ok(())
+    }
+
+    fn ledger(&self) -> Ledger {
+        let ledger = self.journal.last().map(|r| r.ledger.clone());
+        ledger.unwrap_or_else(|| Ledger::new(self.whose.host, self.whose.boot))
+    }
+
     fn step(&mut self, input: Input) {
         let now = Millis(u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX));
         let Some(keeper) = self.keeper.take() else { return };
@@ -137,12 +175,11 @@ impl Place {
 
     /// OWNER of every disk keeps everybody else from them; then what stands beside them counts.
     async fn take_owner(&mut self) -> Input {
-        let name = &self.whose.name;
         let Some(definition) = self.definition.clone() else {
-            tracing::error!(
-                GUEST = name,
-                "a hand-over is not settled: it is not known here which \
-                disks the guest has, so whether another host ran it since cannot be seen"
+            self.complain(
+                "it is not known here which disks the guest has, so whether another host ran it \
+                 since cannot be seen"
+                    .into(),
             );
             return Input::OwnerBusy;
         };
@@ -162,11 +199,11 @@ impl Place {
                 Input::OwnerTaken(beside)
             }
             Ok(Err(error)) => {
-                tracing::warn!(GUEST = name, %error, "a hand-over waits for the guest's disks");
+                self.complain(format!("it waits for the guest's disks: {error}"));
                 Input::OwnerBusy
             }
             Err(error) => {
-                tracing::error!(GUEST = name, %error, "the guest's disks");
+                self.complain(format!("the guest's disks: {error}"));
                 Input::OwnerBusy
             }
         }
@@ -186,6 +223,13 @@ impl Place {
                 tracing::error!(GUEST = name, %error, "the guest's disks");
                 Input::StampFailed
             }
+        }
+    }
+
+    fn complain(&mut self, trouble: String) {
+        if self.trouble != trouble {
+            tracing::warn!(GUEST = self.whose.name, trouble, "a hand-over is not settled");
+            self.trouble = trouble;
         }
     }
 }
@@ -230,7 +274,7 @@ mod tests {
     use migrate_engine::handover::effect::Timer;
     use migrate_engine::handover::journal::Record;
     use migrate_engine::handover::message::{Body, TargetSays, ToSource};
-    use migrate_engine::handover::term::{HostId, Stamp, Switch, SwitchId, Term};
+    use migrate_engine::handover::term::{HostId, Stamp, Switch, SwitchId};
 
     const HERE: HostId = HostId(1);
     const THERE: HostId = HostId(2);

@@ -52,6 +52,7 @@ fn table() -> Vec<(Request, [bool; 4])> {
     [
         (json!("info"), [false, false, true, false]),
         (json!("cpu"), [false, false, true, false]),
+        (json!({ "word": { "guest": id } }), [false, false, true, false]),
         (json!({ "prepare": prepare }), [true, false, false, false]),
         (json!({ "abandon": { "attempt": id } }), [true, false, false, false]),
         (json!({ "paths": { "paths": ["/a"] } }), [true, false, false, false]),
@@ -97,9 +98,10 @@ fn every_request_needs_a_right() {
             Request::ProcessGone { .. } => 11,
             Request::Cpu => 12,
             Request::Paths { .. } => 13,
+            Request::Word { .. } => 14,
         })
         .collect();
-    assert_eq!(kinds.len(), 14);
+    assert_eq!(kinds.len(), 15);
     for (request, needs) in table {
         for set in 0..16u8 {
             let has = |bit: usize| set & (1 << bit) != 0;

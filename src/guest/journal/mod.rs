@@ -3,24 +3,31 @@
 //!
 //! [`Journal::record`] returns when the record would survive a power loss: it is written beside
 //! the old one, synced, renamed over it, and the directory synced. So there is always exactly one
-//! whole record, the old or the new.
+//! whole record, the old or the new. What a journal finds when it is taken is synced before it is
+//! believed: its last process may have died before it came to that.
+//!
+//! All of it goes through [`files::Files`], and is tested on a simulated disk that crashes at
+//! every system call.
 
+#[cfg(test)]
+mod crashes;
+pub mod files;
 pub mod record;
 pub mod rules;
+#[cfg(test)]
+mod simulated;
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use files::{Files, HostFiles, make_dirs, sync_way_to, write_all};
 use jiff::Timestamp;
 use migrate_engine::handover::journal::{self as handover, Ledger};
 use migrate_engine::handover::term::{BootId, HostId};
 use record::{Record, RecordError, State};
 use uuid::Uuid;
-
-use super::lockfile::LockFile;
 
 const RECORD: &str = "record";
 const FRESH: &str = "record.new";
@@ -97,6 +104,7 @@ impl Whose {
             origin: None,
             saved_ever: false,
             state: State::Stopped,
+            note: None,
             says: record::says(&ledger),
             ledger,
         }
@@ -105,12 +113,15 @@ impl Whose {
 
 /// A journal that this process holds.
 #[derive(Debug)]
-pub struct Journal {
+pub struct Journal<F: Files = HostFiles> {
+    files: F,
     dir: PathBuf,
     /// Kept open: syncing it must work in a confined process.
-    handle: File,
+    handle: F::Handle,
     last: Option<Record>,
-    _lock: LockFile,
+    /// What could not be written after `last`, or may have been all the same.
+    tried: Option<Record>,
+    _lock: F::Lock,
 }
 
 impl Journal {
@@ -119,19 +130,36 @@ impl Journal {
     /// # Errors
     /// [`JournalError::Held`] if the guest runs; the others if it is damaged or unreachable.
     pub fn take(dir: &Path) -> Result<Self, JournalError> {
+        Self::take_in(HostFiles, dir)
+    }
+}
+
+impl<F: Files> Journal<F> {
+    /// As [`Journal::take`], among `files`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn take_in(files: F, dir: &Path) -> Result<Self, JournalError> {
         let io = |what| move |source| JournalError::Io { path: dir.to_owned(), what, source };
-        let Some(lock) = lock_in(dir).map_err(io("opened"))? else {
+        let Some(lock) = lock_in(&files, dir).map_err(io("opened"))? else {
             let uuid = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let other = read(dir).ok().flatten().map(|r| r.name);
+            let other = read_in(&files, dir).ok().flatten().map(|r| r.name);
             return Err(JournalError::Held { uuid, other });
         };
-        let handle = File::open(dir).map_err(io("opened"))?;
-        // The journal itself must survive a power loss, not only what it holds.
-        if let Some(parent) = dir.parent() {
-            File::open(parent).and_then(|p| p.sync_all()).map_err(io("opened"))?;
-        }
-        let last = read(dir)?;
-        Ok(Self { dir: dir.to_owned(), handle, last, _lock: lock })
+        let handle = files.open(dir).map_err(io("opened"))?;
+        let last = match read_in(&files, dir)? {
+            None => {
+                // The journal itself must survive a power loss, not only what it holds.
+                sync_way_to(&files, dir).map_err(io("opened"))?;
+                None
+            }
+            last => {
+                // Its content was synced before it got its name.
+                files.sync(&handle).map_err(io("opened"))?;
+                last
+            }
+        };
+        Ok(Self { files, dir: dir.to_owned(), handle, last, tried: None, _lock: lock })
     }
 
     /// The last record.
@@ -142,21 +170,21 @@ impl Journal {
     /// Makes `record` the journal's record, durably.
     ///
     /// # Errors
-    /// The old record is still in force then.
+    /// The old or the new record is in force then; writing again decides it.
     pub fn record(&mut self, record: Record) -> Result<(), JournalError> {
         let path = self.dir.join(RECORD);
         let bytes = record::encode(&record)
             .map_err(|source| JournalError::Damaged { path: path.clone(), source })?;
-        self.replace(&path, &bytes).map_err(|source| JournalError::Io {
-            path,
-            what: "written",
-            source,
-        })?;
-        self.last = Some(record);
+        if let Err(source) = self.replace(&path, &bytes) {
+            self.tried = Some(record);
+            return Err(JournalError::Io { path, what: "written", source });
+        }
+        (self.last, self.tried) = (Some(record), None);
         Ok(())
     }
 
-    /// Records a step of the ownership, with `peer` as the name of the other side.
+    /// Records a step of the ownership, with `peer` as the name of the other side. It may follow
+    /// one that could not be written: an offer is withdrawn even if nobody knows its fate.
     ///
     /// # Errors
     /// [`JournalError::Illegal`] if it does not follow; else as [`Journal::record`].
@@ -168,10 +196,13 @@ impl Journal {
         since: Timestamp,
     ) -> Result<(), JournalError> {
         let last = self.last.clone().unwrap_or_else(|| whose.blank(since));
-        if last.ledger.now() == Some(&step) {
+        if last.ledger.now() == Some(&step) && self.tried.is_none() {
             return Ok(());
         }
-        let mut next = last.after(step, whose.boot, peer, since)?;
+        let fits = |record: &&Record| record.ledger.apply(step, whose.boot).is_ok();
+        let tried = self.tried.as_ref().filter(fits);
+        let base = if fits(&&last) { &last } else { tried.unwrap_or(&last) };
+        let mut next = base.after(step, whose.boot, peer, since)?;
         // Whoever received it cannot know whether a file of it exists somewhere.
         next.saved_ever |= matches!(step, handover::Record::Receiving(_));
         self.record(next)
@@ -198,19 +229,24 @@ impl Journal {
     /// which must not be removed, so everything is removed by name and once.
     fn remove(&self) {
         for name in [RECORD, FRESH, LOCK] {
-            let _ = fs::remove_file(self.dir.join(name));
+            let _ = self.files.remove_file(&self.dir.join(name));
         }
-        let _ = fs::remove_dir(&self.dir);
+        let _ = self.files.remove_dir(&self.dir);
     }
 
     fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let fresh = self.dir.join(FRESH);
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&fresh, path)?;
-        self.handle.sync_all()
+        // Never written over: after a power loss a leftover may be the record itself, under both
+        // names.
+        match self.files.remove_file(&fresh) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let file = self.files.create(&fresh)?;
+        write_all(&self.files, &file, bytes)?;
+        self.files.sync(&file)?;
+        self.files.rename(&fresh, path)?;
+        self.files.sync(&self.handle)
     }
 }
 
@@ -274,11 +310,11 @@ impl SharedJournal {
 }
 
 /// The lock; `None` if it is held. Somebody may be removing an empty journal right now.
-fn lock_in(dir: &Path) -> io::Result<Option<LockFile>> {
+fn lock_in<F: Files>(files: &F, dir: &Path) -> io::Result<Option<F::Lock>> {
     let mut last = io::Error::from(io::ErrorKind::NotFound);
     for _ in 0..16 {
-        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-        match LockFile::take(&dir.join(LOCK)) {
+        make_dirs(files, dir)?;
+        match files.lock(&dir.join(LOCK)) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => last = e,
             other => return other,
         }
@@ -286,7 +322,7 @@ fn lock_in(dir: &Path) -> io::Result<Option<LockFile>> {
     Err(last)
 }
 
-impl Drop for Journal {
+impl<F: Files> Drop for Journal<F> {
     /// A journal without a record says nothing: it is not left behind.
     fn drop(&mut self) {
         if self.last.is_none() {
@@ -295,16 +331,37 @@ impl Drop for Journal {
     }
 }
 
-/// The record in `dir`, without its lock. `None` if there is none.
+/// The record in `dir`, without its lock. `None` if there is none. A process that is just writing
+/// it may not have synced it yet.
 ///
 /// # Errors
 /// It cannot be read or is damaged.
 pub fn read(dir: &Path) -> Result<Option<Record>, JournalError> {
+    read_in(&HostFiles, dir)
+}
+
+/// The record in `dir`, without its lock, and only if it would survive a power loss. For what is
+/// said to others for ever.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_durable(dir: &Path) -> Result<Option<Record>, JournalError> {
+    let found = read_in(&HostFiles, dir)?;
+    let synced = HostFiles.open(dir).and_then(|handle| HostFiles.sync(&handle));
+    if let Err(source) = synced
+        && source.kind() != io::ErrorKind::NotFound
+    {
+        return Err(JournalError::Io { path: dir.to_owned(), what: "read", source });
+    }
+    // Another one that came meanwhile may not be durable, and may not follow from this one.
+    Ok(if read_in(&HostFiles, dir)? == found { found } else { None })
+}
+
+fn read_in<F: Files>(files: &F, dir: &Path) -> Result<Option<Record>, JournalError> {
     let path = dir.join(RECORD);
-    let mut bytes = Vec::new();
     let limit = record::MAX_BYTES as u64 + 1;
-    match File::open(&path).and_then(|f| f.take(limit).read_to_end(&mut bytes)) {
-        Ok(_) => record::decode(&bytes)
+    match files.open(&path).and_then(|file| files.read(&file, limit)) {
+        Ok(bytes) => record::decode(&bytes)
             .map(Some)
             .map_err(|source| JournalError::Damaged { path, source }),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -313,14 +370,15 @@ pub fn read(dir: &Path) -> Result<Option<Record>, JournalError> {
 }
 
 /// Removes journals below `journals` of guests that ended before `before` and were never saved:
-/// no file anywhere knows their terms. Failures leave a journal where it is.
+/// no file anywhere knows their terms, and no host asks for a hand-over of theirs. Failures leave
+/// a journal where it is.
 pub fn prune(journals: &Path, before: Timestamp) {
     let Ok(entries) = fs::read_dir(journals) else { return };
     for entry in entries.flatten() {
         let dir = entry.path();
         // One that says where the guest went, or that is not settled, is kept.
         let old = |r: &Record| {
-            let ours = r.ledger.owned().is_some();
+            let ours = r.ledger.owned().is_some() && r.ledger.past().is_empty();
             ours && !r.saved_ever && r.origin.is_none() && r.since < before
         };
         if !matches!(read(&dir), Ok(Some(r)) if old(&r)) {

@@ -271,6 +271,7 @@ fn why(reason: Reason, text: &str, side: Side, to: &str) -> ErrorBody {
              move the guest again",
         ),
         Reason::Disks => (ErrorCode::MoveFailed, "check the disks' storage"),
+        Reason::Operator => (ErrorCode::MoveFailed, "see what was said: migrate show GUEST"),
         Reason::Protocol
         | Reason::CopyFailed
         | Reason::GuestFailed

@@ -6,11 +6,12 @@ use std::io;
 use std::net::UdpSocket;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use migrate_engine::handover::term::{BootId, HostId};
+use migrate_engine::handover::term::{Beside, BootId, HostId};
 use uuid::Uuid;
 use vmm::events::EventSink;
 
@@ -19,7 +20,7 @@ use crate::api::{ErrorCode, Failure, LaunchSpec, LoadSpec};
 use crate::config::{Dirs, GuestDefinition, OnHostStop, host_id};
 use crate::guest::confine::{Reach, confine};
 use crate::guest::disks::{Asked, Claim, DiskSet, DiskSetError};
-use crate::guest::journal::{self, Journal, SharedJournal, Whose};
+use crate::guest::journal::{self, Journal, JournalError, SharedJournal, Whose};
 use crate::guest::load::{self, Grant, Known};
 use crate::guest::moving::link;
 use crate::guest::owner::HostStopFile;
@@ -30,6 +31,11 @@ use crate::guest::{caller, ending, fingerprint, savefile};
 
 /// Journals that no saved file knows are kept this long, as exit records are.
 const JOURNALS_KEPT: Duration = Duration::from_hours(14 * 24);
+
+/// How long a daemon may take to let go of a journal.
+const MAKES_WAY: Duration = Duration::from_secs(10);
+/// The same, once nothing is left to settle.
+const LETS_GO: Duration = Duration::from_secs(1);
 
 /// Everything that had to be taken or opened before confinement.
 pub(super) struct Taken<T> {
@@ -117,8 +123,8 @@ pub(super) fn take<O: OpenMachine>(
     if let Some(all) = journal_dir.parent() {
         journal::prune(all, Timestamp::now() - JOURNALS_KEPT);
     }
-    let journal = Journal::take(&journal_dir)?;
     let whose = whose(definition, dirs)?;
+    let journal = take_journal(&journal_dir, &whose, spec.claim.is_some())?;
     let mut opened = machine.open(definition, &dir, passed, events)?;
     let claim = if spec.receive.is_some() { Claim::Receive } else { Claim::Start };
     let disk_set = opened.claim_disks(Asked { guest: definition.uuid, claim })?;
@@ -130,7 +136,10 @@ pub(super) fn take<O: OpenMachine>(
     let disks = opened.disks();
     let known = Known { last: journal.last(), whose: &whose, beside };
     let right = match (source, &spec.receive) {
-        (None, None) => Right::Start(load::grant_start(&known)?),
+        (None, None) => Right::Start(match &spec.claim {
+            None => load::grant_start(&known)?,
+            Some(claim) => load::grant_claim(&known, claim, disk_set.shared() > 0)?,
+        }),
         (Some(s), _) => {
             Right::Start(load::grant_load(&s.how, definition, &s.saved.metadata, &known)?)
         }
@@ -158,6 +167,27 @@ pub(super) fn take<O: OpenMachine>(
     confine(&Reach::new(dirs, dir.paths(), (journal_dir, marks), saves))
         .map_err(|e| unexpected("the guest process cannot be confined", &e))?;
     Ok(Taken { dir, journal, right, opened, disks: disks.into(), disk_set, host_stop, sockets })
+}
+
+/// Takes the guest's journal. If somebody holds it who is no guest process, but settles for a dead
+/// one whose the guest is, what the journal says is the better answer. Whoever has settled it lets
+/// go presently, and for one who `claims` the guest at any time.
+fn take_journal(dir: &Path, whose: &Whose, claims: bool) -> Result<Journal, Failure> {
+    let (began, patience) = (Instant::now(), if claims { MAKES_WAY } else { LETS_GO });
+    loop {
+        let held = match Journal::take(dir) {
+            Err(held @ JournalError::Held { .. }) => held,
+            taken => return Ok(taken?),
+        };
+        if !claims && let Ok(Some(record)) = journal::read(dir) {
+            let known = Known { last: Some(&record), whose, beside: Beside::NOTHING };
+            load::grant_start(&known)?;
+        }
+        if began.elapsed() >= patience {
+            return Err(held.into());
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// Under the disks' locks, so that nobody changes them after the look.
