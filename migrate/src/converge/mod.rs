@@ -109,8 +109,12 @@ pub enum Decision {
     /// A switch now would take too long, and as things are more rounds do not help: ask the
     /// policy.
     Stalled,
-    /// It cannot fit, however fast the link is and however little the guest writes: give up.
-    Refuse,
+    /// It cannot fit, however fast the link is and however little the guest writes: give up,
+    /// unless the policy is to switch all the same.
+    CannotFit {
+        /// Another round would hardly shorten the blackout: if at all, switch now.
+        settled: bool,
+    },
     /// The time is up: give up.
     GiveUp,
 }
@@ -298,7 +302,9 @@ fn judge(inputs: &Inputs<'_>, model: &Model) -> (Decision, Why) {
     // What depends on the link can get better, and a move survives a link that is down.
     let fixed = Parts { memory: Duration::ZERO, state: Duration::ZERO, ..floor };
     if fixed.total() > limit {
-        return (Decision::Refuse, too_slow(fixed));
+        let settled = !inputs.rounds.is_empty()
+            && (model.is_flat(inputs.left).0 || flat_rounds(inputs.rounds) > 0);
+        return (Decision::CannotFit { settled }, too_slow(fixed));
     }
     if inputs.rounds.is_empty() {
         return (Decision::KeepCopying, Why::FirstPass { left: inputs.left });

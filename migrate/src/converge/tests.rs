@@ -64,7 +64,7 @@ fn the_blackout_is_the_sum_of_its_parts() {
 
 #[test]
 fn decisions() {
-    use Decision::{KeepCopying, Refuse, Stalled, Switch};
+    use Decision::{CannotFit, KeepCopying, Stalled, Switch};
     // (left and dirty rate in MiB and MiB/s, what rounds left, decision)
     let table: &[(u64, u64, &[u64], Decision)] = &[
         // Before the end of the first pass.
@@ -99,7 +99,10 @@ fn decisions() {
     let mut slow = inputs(100, 0, &rounds);
     slow.costs = Some(Costs { restore: ms(290), ..costs() });
     let advice = decide(&slow);
-    assert_eq!(advice.decision, Refuse);
+    assert_eq!(advice.decision, CannotFit { settled: false });
+    let flat = Inputs { left: 0, ..slow };
+    assert_eq!(decide(&flat).decision, CannotFit { settled: true });
+    assert_eq!(decide(&Inputs { rounds: &[], ..slow }).decision, CannotFit { settled: false });
     let Why::CannotFit { part: "restoring the state", .. } = advice.why else {
         panic!("{}", advice.why)
     };

@@ -310,7 +310,7 @@ impl<'a> Step<'a> {
                 self.world.offers -= 1;
                 let switch = SwitchId(self.world.offers.into());
                 let beside = self.world.disk.beside;
-                self.feed(host, Input::Switch { id: switch, beside });
+                self.feed(host, Input::Switch { id: switch, beside, pause_ms: 1 });
             }
             Event::Answer(host) => self.answer(host),
             Event::Fails(host) => {

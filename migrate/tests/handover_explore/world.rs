@@ -7,7 +7,7 @@ use migrate_engine::handover::daemon::Keeper;
 use migrate_engine::handover::effect::Effect;
 use migrate_engine::handover::journal::{Ledger, Mark, Record};
 use migrate_engine::handover::message::Message;
-use migrate_engine::handover::source::{self, Source, pause_limit};
+use migrate_engine::handover::source::{self, Source};
 use migrate_engine::handover::target::{self, Target};
 use migrate_engine::handover::term::{Beside, BootId, HostId, Millis, Stamp, Switch, Term};
 
@@ -242,7 +242,6 @@ impl World {
             to: id(1 - host),
             owned: ledger.owned()?.term,
             highest: ledger.highest(),
-            pause_ms: pause_limit(300),
             arbiter: bounds.arbiter,
             paused: false,
         })

@@ -18,7 +18,7 @@ use super::hold::{Hold, Proofs};
 use super::{Outcome, Plan};
 use crate::converge::{Advice, Costs};
 use crate::handover::effect::{Effect, Input, Timer};
-use crate::handover::source::{Setup, Source, State, pause_limit};
+use crate::handover::source::{Setup, Source, State};
 use crate::port::{self, NotPaused, PausedGuest, Rights, RunningGuest};
 use crate::precopy::{End, Precopy, PrecopyError, RoundReport};
 use crate::pump::{Cancel, Lanes, TalkError};
@@ -135,13 +135,11 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
         outside: Outside,
     ) -> Self {
         let Link { control, urgent: _, lanes, handle } = link;
-        let max_downtime = plan.limits.max_downtime.as_millis();
         let setup = Setup {
             host: plan.host,
             to: plan.to,
             owned: plan.owned,
             highest: plan.highest,
-            pause_ms: pause_limit(u64::try_from(max_downtime).unwrap_or(u64::MAX)),
             arbiter: false,
             paused: plan.paused,
         };
