@@ -29,6 +29,13 @@ pub async fn plan(daemon: &Arc<Daemon>, request: MoveRequest) -> Result<MovePlan
     let look = tokio::task::spawn_blocking(move || keeper::place::obstacle(&definition));
     let obstacle = look.await.map_err(|e| unexpected("the guest's disks", &e))?;
     problems.extend(obstacle.map(|failure| *failure.0));
+    let arbiter = match daemon.arbiter_id().await {
+        Ok(arbiter) => arbiter,
+        Err(failure) => {
+            problems.push(*failure.0);
+            None
+        }
+    };
     let prepare = Prepare {
         move_id: Uuid::nil(),
         attempt: Uuid::nil(),
@@ -39,10 +46,21 @@ pub async fn plan(daemon: &Arc<Daemon>, request: MoveRequest) -> Result<MovePlan
         dry_run: true,
         asked: None,
         cpu: crate::daemon::cpu::of_guest(&client).await,
+        arbiter,
     };
     let told = daemon.ask(&request.to, Request::Prepare(Box::new(prepare))).await;
     let (room_bytes, rtt) = match told {
-        Ok(Told { answer: Answer::Prepared { room_bytes, .. }, round_trip, .. }) => {
+        Ok(Told {
+            host,
+            answer: Answer::Prepared { room_bytes, arbiter: theirs, .. },
+            round_trip,
+            ..
+        }) => {
+            if arbiter != theirs
+                && let Err(failure) = daemon.same_arbiter(&host.name, theirs).await
+            {
+                problems.push(*failure.0);
+            }
             (room_bytes, Some(round_trip))
         }
         Ok(_) => return Err(unexpected("the other daemon", &"it answered something else")),
