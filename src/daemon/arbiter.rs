@@ -27,6 +27,13 @@ const AGAIN: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub(super) struct Agent(tokio::process::Child);
 
+impl Agent {
+    /// Nobody asks it anything.
+    pub(super) fn end(mut self) {
+        let _ = self.0.start_kill();
+    }
+}
+
 impl Daemon {
     /// Which arbiter this host has; `None` if it has none.
     ///

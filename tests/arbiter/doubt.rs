@@ -15,6 +15,10 @@ use crate::tap::Tap;
 
 /// For so long nobody may run the guest.
 const STILL: Duration = Duration::from_secs(3);
+/// The same, and longer than a source waits that was not told to be patient.
+const LONG: Duration = Duration::from_secs(8);
+
+const PATIENT: [&str; 2] = ["--max-downtime", "10s"];
 
 /// Processes that ask the arbiter for the guest.
 fn agents() -> Vec<i32> {
@@ -41,7 +45,11 @@ fn agents_of(site: &Site) -> Vec<i32> {
 
 /// Moves the guest, and stops etcd just before it hears that beta shall have it. `meanwhile` is
 /// done while nobody may run. In the end one host has the guest, whole, as the arbiter says.
-fn stopped_in_doubt(downtime: &str, meanwhile: impl FnOnce(&mut Site)) -> &'static str {
+fn stopped_in_doubt(
+    words: &[&str],
+    still: Duration,
+    meanwhile: impl FnOnce(&mut Site),
+) -> &'static str {
     let etcd = Arc::new(Etcd::new());
     let tap = Tap::new(etcd.port());
     let mut site = site(&line(tap.port()), &line(etcd.port()));
@@ -49,13 +57,13 @@ fn stopped_in_doubt(downtime: &str, meanwhile: impl FnOnce(&mut Site)) -> &'stat
     let mut console = site.a.assert_runs("web1");
     let (beta, stopping) = (id(&site.b).to_string(), Arc::clone(&etcd));
     tap.when(&beta, move || stopping.stop());
-    let move_id = site.a.begin("web1", &site.b, &["--max-downtime", downtime]);
+    let move_id = site.a.begin("web1", &site.b, words);
     eventually("the right is asked for", || tap.has_sprung().then_some(()));
     site.a.until_report(&move_id, "it is in doubt", |r| r["phase"] == "in-doubt");
     while console.listen(Duration::from_millis(50)) {}
     let (heard, began) = (console.beats(), Instant::now());
     meanwhile(&mut site);
-    while began.elapsed() < STILL {
+    while began.elapsed() < still {
         console.listen(Duration::from_millis(50));
         assert_eq!(console.beats(), heard, "it runs at alpha");
         let there = site.b.home.json(&["show", "web1"]);
@@ -87,7 +95,7 @@ fn nobody_runs_while_it_stands_still() {
         return;
     }
     // Long before the deadline: whoever is prepared gets it.
-    assert_eq!(stopped_in_doubt("10s", |_| {}), "moved");
+    assert_eq!(stopped_in_doubt(&PATIENT, STILL, |_| {}), "moved");
 }
 
 #[test]
@@ -95,8 +103,9 @@ fn nobody_runs_while_it_stands_still_beyond_the_deadline() {
     if !kvm() || !there() {
         return;
     }
-    // The source would rather keep it from 1.2 s on; what was asked for first may be granted yet.
-    let outcome = stopped_in_doubt("300ms", |_| {});
+    // The source would rather keep it from some moment on; what was asked for may be granted yet.
+    let words = ["--max-downtime", "300ms", "--on-stall", "pause"];
+    let outcome = stopped_in_doubt(&words, LONG, |_| {});
     println!("beyond the deadline: {outcome}");
 }
 
@@ -105,7 +114,7 @@ fn the_agent_and_the_daemon_die_in_the_doubt() {
     if !kvm() || !there() {
         return;
     }
-    stopped_in_doubt("10s", |site| {
+    stopped_in_doubt(&PATIENT, STILL, |site| {
         let first = agents_of(site);
         assert_eq!(first.len(), 1, "one agent for the move");
         signal(first[0], Signal::SIGKILL);

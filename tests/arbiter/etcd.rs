@@ -17,6 +17,8 @@ pub struct Etcd {
     dir: TempDir,
     /// For clients, and for members.
     ports: [u16; 2],
+    /// Directory of its certificates, if it wants some of its clients.
+    tls: Option<TempDir>,
     child: Option<Child>,
 }
 
@@ -34,11 +36,22 @@ impl Etcd {
     /// One that runs and answers.
     #[track_caller]
     pub fn new() -> Self {
+        Self::with(None)
+    }
+
+    /// One that talks only to those who have a certificate of its CA.
+    #[track_caller]
+    pub fn secure() -> Self {
+        Self::with(Some(certificates()))
+    }
+
+    #[track_caller]
+    fn with(tls: Option<TempDir>) -> Self {
         let free = || TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let held = [free(), free()];
         let ports = held.each_ref().map(|listener| listener.local_addr().unwrap().port());
         drop(held);
-        let mut etcd = Self { dir: tempfile::tempdir().unwrap(), ports, child: None };
+        let mut etcd = Self { dir: tempfile::tempdir().unwrap(), ports, tls, child: None };
         etcd.start();
         etcd
     }
@@ -46,7 +59,8 @@ impl Etcd {
     /// Starts it with the data that it has.
     #[track_caller]
     pub fn start(&mut self) {
-        let [clients, members] = self.ports.map(|port| format!("http://127.0.0.1:{port}"));
+        let [_, members] = self.ports.map(|port| format!("http://127.0.0.1:{port}"));
+        let clients = self.endpoint();
         let log = File::options().create(true).append(true).open(self.log()).unwrap();
         // It goes with the thread of the test, however that ends.
         let mut command = Command::new("setpriv");
@@ -60,6 +74,12 @@ impl Etcd {
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log);
+        if let Some(dir) = &self.tls {
+            let file = |name: &str| dir.path().join(name);
+            command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(file("ca.crt"));
+            command.arg("--cert-file").arg(file("server.crt"));
+            command.arg("--key-file").arg(file("server.key"));
+        }
         self.child = Some(command.spawn().unwrap());
         eventually("etcd listens", || TcpStream::connect(("127.0.0.1", self.ports[0])).ok());
     }
@@ -77,9 +97,15 @@ impl Etcd {
         line(self.port())
     }
 
+    fn endpoint(&self) -> String {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://127.0.0.1:{}", self.port())
+    }
+
     pub fn config(&self) -> ArbiterConfig {
-        let endpoints = vec![format!("http://127.0.0.1:{}", self.port())];
-        ArbiterConfig { endpoints, ca: None, identity: None }
+        let file = |name| self.tls.as_ref().map(|dir| dir.path().join(name));
+        let identity = file("client.crt").zip(file("client.key"));
+        ArbiterConfig { endpoints: vec![self.endpoint()], ca: file("ca.crt"), identity }
     }
 
     pub fn pid(&self) -> i32 {
@@ -99,6 +125,29 @@ impl Etcd {
     pub fn go_on(&self) {
         signal(self.pid(), Signal::SIGCONT);
     }
+}
+
+/// A CA, and what it signed for a server on loopback and a client of it.
+fn certificates() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let openssl = |words: &[&str]| {
+        let ran = Command::new("openssl").args(words).current_dir(dir.path()).output().unwrap();
+        assert!(ran.status.success(), "{words:?}: {ran:?}");
+    };
+    let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-batch"];
+    let ca =
+        ["req", "-x509", "-days", "2", "-subj", "/CN=ca", "-keyout", "ca.key", "-out", "ca.crt"];
+    openssl(&[&ca[..], &key[..]].concat());
+    for name in ["server", "client"] {
+        let (secret, certificate) = (format!("{name}.key"), format!("{name}.crt"));
+        let subject = format!("/CN={name}");
+        let request = ["req", "-x509", "-days", "2", "-CA", "ca.crt", "-CAkey", "ca.key"];
+        let named = ["-subj", &subject, "-keyout", &secret, "-out", &certificate];
+        let address = ["-addext", "subjectAltName=IP:127.0.0.1"];
+        let leaf = ["-addext", "basicConstraints=critical,CA:FALSE"];
+        openssl(&[&request[..], &named[..], &address[..], &leaf[..], &key[..]].concat());
+    }
+    dir
 }
 
 /// The line of `host.toml` that names an etcd at this port.

@@ -3,9 +3,10 @@
 
 use std::sync::Arc;
 
+use migrate::api::ErrorCode;
 use migrate::arbiter::{Shared, open};
+use migrate::config::ArbiterConfig;
 use migrate_engine::handover::term::{HostId, Stamp, Term};
-use migrate_engine::port::Arbiter;
 use migrate_engine::wire::GuestId;
 
 use crate::etcd::{Etcd, there};
@@ -117,5 +118,27 @@ fn it_outlives_its_server_and_says_nothing_without_it() {
         let other = open(&another.config()).unwrap();
         assert_eq!(answers(&other).await, None);
         assert_ne!(other.identity().await, Ok(identity));
+    });
+}
+
+#[test]
+fn with_tls_it_answers_those_it_knows_and_is_believed_only_if_known() {
+    if !there() {
+        return;
+    }
+    let etcd = Etcd::secure();
+    block_on(async {
+        let arbiter = open(&etcd.config()).unwrap();
+        assert_eq!(answers(&arbiter).await, None);
+        assert_eq!(arbiter.swap(GUEST, None, stamp(1, 5)).await, Ok(Some(stamp(1, 5))));
+        // Without a certificate; and with a CA that did not sign the server's.
+        let nobody = ArbiterConfig { identity: None, ..etcd.config() };
+        assert!(open(&nobody).unwrap().read(GUEST).await.is_err());
+        let stranger = Etcd::secure();
+        let other = ArbiterConfig { ca: stranger.config().ca, ..etcd.config() };
+        assert!(open(&other).unwrap().read(GUEST).await.is_err());
+        let missing = ArbiterConfig { ca: Some("/nowhere/ca.crt".into()), ..etcd.config() };
+        assert_eq!(open(&missing).unwrap_err().0.code, ErrorCode::File);
+        assert_eq!(answers(&arbiter).await, Some(stamp(1, 5)));
     });
 }

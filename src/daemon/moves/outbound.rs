@@ -180,6 +180,7 @@ async fn order(
         }
         Err(error) => {
             abandon(daemon, open);
+            agent.into_iter().for_each(Agent::end);
             Err(client.failure(error))
         }
     }
