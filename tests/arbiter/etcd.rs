@@ -1,10 +1,12 @@
 //! An etcd server of a test's own, on loopback.
 
 use std::fs::{self, File};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 
+use migrate::arbiter::open;
 use migrate::config::ArbiterConfig;
+use migrate_engine::wire::GuestId;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
@@ -81,7 +83,16 @@ impl Etcd {
             command.arg("--key-file").arg(file("server.key"));
         }
         self.child = Some(command.spawn().unwrap());
-        eventually("etcd listens", || TcpStream::connect(("127.0.0.1", self.ports[0])).ok());
+        // It listens before it has elected itself. The caller may have a runtime of its own.
+        let config = self.config();
+        let answers = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let (runtime, arbiter) = (runtime.unwrap(), open(&config).unwrap());
+            eventually("etcd answers", || {
+                runtime.block_on(arbiter.read(GuestId([0xff; 16]))).is_ok().then_some(())
+            });
+        };
+        std::thread::spawn(answers).join().unwrap();
     }
 
     fn log(&self) -> std::path::PathBuf {
