@@ -277,6 +277,7 @@ fn a_move_is_foreseen_as_it_is_decided_on_the_way() {
         dirty_rate: 250 * MIB,
         costs: Some(costs()),
         rounds: &[],
+        untried: false,
         elapsed: Duration::ZERO,
         limits: Limits { max_downtime: ms(300), timeout: Duration::from_secs(1000) },
     };

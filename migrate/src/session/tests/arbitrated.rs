@@ -8,12 +8,14 @@ use super::fake::World;
 use super::pair::{
     FarEnd, NearEnd, SOURCE, Setup, Sides, TARGET, at, block_on, far_text, nothing, plan, text_of,
 };
+use super::trouble::told_switch;
 use crate::handover::journal::Record;
+use crate::handover::message::{Message, TargetSays, ToSource};
 use crate::handover::term::{HostId, Stamp, Term};
 use crate::pump::fake::Random;
 use crate::session::memory::{Fault, MemoryArbiter};
 use crate::session::report::{Phase, Reason};
-use crate::session::{source, target};
+use crate::session::{Command, source, target};
 use crate::wire::GuestId;
 
 /// Questions before that of the doubt: claimed (read, change), looked at, probed.
@@ -265,6 +267,40 @@ fn a_target_that_dies_in_the_doubt_leaves_the_guest_to_the_source() {
         assert_eq!(arbiter.stands(guest()), Some(stamp(2, SOURCE)));
         assert!(matches!(near.1.ledger.now(), Some(Record::Withdrawn(_))));
     });
+}
+
+#[test]
+fn what_never_ran_comes_back_with_the_arbiters_word() {
+    for faults in [vec![], vec![Fault::Lost], vec![Fault::Silent, Fault::Hangs, Fault::Lost]] {
+        block_on(async {
+            let (arbiter, setup) = with(after(PROBED + 1, &faults), Setup::default());
+            let setup = Setup { times: 10, ..setup };
+            // The commit does not arrive, the target dies, and its daemon buries the switch.
+            let near = at(Phase::Ceded, |hands| {
+                hands.cable.sever();
+                hands.kill_far.notify_one();
+                let near = hands.near.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    let says = ToSource::Says(TargetSays::NeverRan, None);
+                    let word = Message::to_source(told_switch(), says);
+                    let _ = near.send(Command::Heard(word)).await;
+                });
+            });
+            let world = Arc::<World>::default();
+            world.faults.plan("T takes OWNER", 1000);
+            let sides = Sides::start_with(&setup, world, near, nothing());
+            let near = sides.near.await.unwrap();
+            let source::Outcome::Kept { guest: source::Kept::Running(kept), .. } = &near.0 else {
+                panic!("{faults:?}: {}", text_of(&near.0))
+            };
+            assert!(kept.runs());
+            let Some(Record::Owner { term }) = near.1.ledger.now() else { panic!() };
+            let stands = arbiter.stands(guest()).unwrap();
+            assert_eq!((stands.host, stands.term), (SOURCE, *term), "{faults:?}");
+            assert_eq!(arbiter.past()[..2], [stamp(1, SOURCE), stamp(2, TARGET)]);
+        });
+    }
 }
 
 #[test]
