@@ -248,18 +248,17 @@ impl<M: MakeMachine> Owner<M> {
         })
     }
 
-    /// Records the right to run, here and beside the shared disks, and lets the machine `run` for
-    /// the first time.
+    /// Writes the right to run beside the shared disks and into the journal, in this order (see
+    /// [`gate`](migrate_engine::handover::gate)), and lets the machine `run` for the first time.
     ///
     /// # Errors
     /// The record cannot be written, or the machine cannot run. It never ran then.
     pub fn begin(&mut self, record: Record, run: bool) -> Result<(), Failure> {
-        let right = record.ledger.owned();
-        self.journal.record(record)?;
-        if let Some(right) = right {
+        if let Some(right) = record.ledger.owned() {
             let stamped = self.disk_set.stamp_owner(right).map_err(DiskSetError::from);
             stamped.map_err(|e| e.failure())?;
         }
+        self.journal.record(record)?;
         if !run {
             return Ok(());
         }

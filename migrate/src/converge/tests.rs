@@ -276,6 +276,7 @@ fn a_move_is_foreseen_as_it_is_decided_on_the_way() {
         left: 1000 * MIB,
         dirty_rate: 250 * MIB,
         costs: Some(costs()),
+        untried: false,
         rounds: &[],
         untried: false,
         elapsed: Duration::ZERO,
