@@ -2,6 +2,7 @@
 
 pub mod adapter;
 pub mod api;
+pub mod arbiter;
 pub mod cli;
 pub mod config;
 pub mod daemon;

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 
+use migrate::arbiter::agent;
 use migrate::host::spawn;
 
 fn main() -> ExitCode {
@@ -12,6 +13,9 @@ fn main() -> ExitCode {
         return migrate::guest::process::process_main(&migrate::adapter::VmmHost);
     }
     migrate::logging::start(std::env::args_os());
+    if std::env::args_os().nth(1).is_some_and(|word| word == agent::SUBCOMMAND) {
+        return agent::main(std::env::args_os().skip(2));
+    }
     std::panic::catch_unwind(|| migrate::cli::main(std::env::args_os()))
         .unwrap_or(ExitCode::FAILURE)
 }

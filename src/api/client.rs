@@ -16,7 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::cpu::GuestCpu;
 use super::daemon_client::MoveEvents;
-use super::moving::{Bandwidth, CancelAnswer, MoveStart, PeerGone, Words};
+use super::moving::{ArbiterPass, Bandwidth, CancelAnswer, MoveStart, PeerGone, Words};
 use super::resolve::{Claim, Claimed};
 use super::{
     DirtyRate, ErrorBody, ErrorCode, Failure, GuestInfo, SaveRequest, SaveResult, StopRequest,
@@ -167,6 +167,12 @@ impl GuestClient {
     pub async fn move_bandwidth(&self, share: Bandwidth) -> Result<serde_json::Value, CallError> {
         let body = encode(Some(&share))?;
         self.exchange(Method::PUT, "/v1/move/bandwidth", body, Some(LOOK_DEADLINE)).await
+    }
+
+    /// Gives the move that goes on another agent to ask the arbiter through.
+    pub async fn move_arbiter(&self, pass: &ArbiterPass) -> Result<serde_json::Value, CallError> {
+        let body = encode(Some(pass))?;
+        self.exchange(Method::PUT, "/v1/move/arbiter", body, Some(LOOK_DEADLINE)).await
     }
 
     /// The events of the move that goes on, or of the last one, from its beginning.

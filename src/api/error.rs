@@ -83,6 +83,8 @@ pub enum ErrorCode {
     AlreadyThere,
     /// Whose the guest is, is not settled.
     InDoubt,
+    /// The arbiter does not answer, or the two hosts have not the same one.
+    Arbiter,
     /// The move did not succeed; the guest runs where it was.
     MoveFailed,
     /// The move was cancelled; the guest runs where it was.

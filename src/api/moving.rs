@@ -9,10 +9,12 @@
 //! | `POST /v1/move/cancel` | – | [`CancelAnswer`]: accepted, or too late |
 //! | `GET /v1/move/events` | – | lines of JSON, a [`MoveEvent`] each, from the move's beginning |
 //! | `PUT /v1/move/bandwidth` | [`Bandwidth`] | `{"schema":1}`: this move's share of the budget |
+//! | `PUT /v1/move/arbiter` | [`ArbiterPass`] | `{"schema":1}`: another agent of the arbiter |
 //! | `POST /v1/move/heard` | [`Words`] | `{"schema":1}`: words of the other side, over the daemons |
 //! | `POST /v1/move/peer-gone` | [`PeerGone`] | `{"schema":1}`: the other process is dead |
 //!
-//! and a guest process that was launched to receive one serves all but the first and the budget. The events end with
+//! and a guest process that was launched to receive one serves all but the first, the budget and
+//! the arbiter. The events end with
 //! [`MoveEvent::Result`]. Nobody who watches is needed: the move goes on without. Words that the
 //! process wants to have said over the daemons come as [`MoveEvent::Words`].
 
@@ -113,6 +115,16 @@ pub struct MoveStart {
     pub end: DataEnd,
     /// How.
     pub options: MoveOptions,
+    /// The way to the arbiter that both hosts have; absent if they have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arbiter: Option<ArbiterPass>,
+}
+
+/// A socket to an agent that asks the arbiter for this guest ([`crate::arbiter::words`]).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArbiterPass {
+    /// Token under which the socket was sent over `fd.sock`.
+    pub fd_token: String,
 }
 
 /// In a launch document: receive a guest instead of booting one.

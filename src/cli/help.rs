@@ -7,7 +7,8 @@ use super::{Done, OK, Session};
 use crate::api::{ErrorCode, Failure};
 
 /// Topics: name, what it is about, text.
-pub const TOPICS: [(&str, &str, &str); 8] = [
+pub const TOPICS: [(&str, &str, &str); 9] = [
+    ("arbiter", "a third party that knows who has a guest", include_str!("topics/arbiter.txt")),
     ("exit-codes", "what exit codes and error codes mean", include_str!("topics/exit-codes.txt")),
     ("files", "definitions, directories, sockets, logs", include_str!("topics/files.txt")),
     ("moving", "moving guests while they run", include_str!("topics/moving.txt")),
@@ -105,6 +106,7 @@ mod tests {
             "incompatible",
             "local-disk",
             "moved-away",
+            "arbiter",
             "already-there",
             "in-doubt",
             "move-failed",

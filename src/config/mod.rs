@@ -1,6 +1,7 @@
 //! What a guest is made of as its user writes it down (flags, TOML), and where things lie on the
 //! host. Checked on construction; nothing here opens a device.
 
+mod arbiter;
 mod cpu;
 mod definition;
 mod dirs;
@@ -13,6 +14,7 @@ mod names;
 mod networks;
 mod units;
 
+pub use arbiter::ArbiterConfig;
 pub use cpu::{TemplateFile, hidden_features};
 pub use definition::{
     Cache, DiskDefinition, GuestDefinition, NetDefinition, NetLink, OnCrash, OnHostStop,

@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::inbound::room::Limits;
 use crate::api::{ErrorCode, Failure};
-use crate::config::parse_size;
+use crate::config::{ArbiterConfig, parse_size};
 
 /// Where daemons listen unless told otherwise.
 pub const PORT: u16 = 7420;
@@ -30,6 +30,8 @@ pub struct Config {
     pub data_ports: RangeInclusive<u16>,
     /// Address from which guests that leave are sent, if it matters.
     pub migration_address: Option<IpAddr>,
+    /// Who has the last word on whose a guest is, if anybody.
+    pub arbiter: Option<ArbiterConfig>,
     /// What guests may have of this host.
     pub limits: Limits,
 }
@@ -76,6 +78,7 @@ impl Default for Config {
             advertise: None,
             data_ports: DATA_PORTS,
             migration_address: None,
+            arbiter: None,
             limits: Limits::default(),
         }
     }
@@ -88,10 +91,13 @@ impl Config {
     /// `file` or `usage` with the line and what is wrong.
     pub fn read(path: &Path) -> Result<Self, Failure> {
         match std::fs::read_to_string(path) {
-            Ok(text) => Self::parse(&text).map_err(|why| {
-                let message = format!("{}: {why}", path.display());
-                Failure::new(ErrorCode::Usage, message, "correct the file: migrate help files")
-            }),
+            Ok(text) => {
+                let config = Self::parse(&text).map_err(|why| {
+                    let message = format!("{}: {why}", path.display());
+                    Failure::new(ErrorCode::Usage, message, "correct the file: migrate help files")
+                })?;
+                Ok(Self { arbiter: ArbiterConfig::read(path)?, ..config })
+            }
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
             Err(e) => Err(Failure::new(
                 ErrorCode::File,
@@ -111,6 +117,7 @@ impl Config {
             advertise: file.advertise,
             data_ports: data_ports.unwrap_or(usual.data_ports),
             migration_address: file.migration_address,
+            arbiter: None,
             limits: file.limits.limits().map_err(|why| format!("[limits]: {why}"))?,
         })
     }

@@ -204,6 +204,7 @@ impl Daemon {
     ) -> Result<Answer, Failure> {
         let Prepare { move_id, attempt, definition, lanes, dry_run, .. } = &prepare;
         self.may_come(definition)?;
+        self.same_arbiter(&from.name, prepare.arbiter).await?;
         if let Some(cpu) = &prepare.cpu {
             self.has_cpu(cpu).await?;
         }
@@ -218,7 +219,8 @@ impl Daemon {
         if *dry_run {
             let problems = self.inbound.lock().problems(&claim, &host);
             let (ports, fingerprint) = (Vec::new(), String::new());
-            let fits = Ok(Answer::Prepared { ports, fingerprint, room_bytes });
+            let arbiter = prepare.arbiter;
+            let fits = Ok(Answer::Prepared { ports, fingerprint, room_bytes, arbiter });
             return problems.into_iter().next().map_or(fits, Err);
         }
         let ports = self.inbound.lock().reserve(*attempt, claim, &host)?;
@@ -237,6 +239,7 @@ impl Daemon {
         };
         let open = Arc::new(Open::new(Direction::In, *attempt, about, definition.clone()));
         let begun = self.begin_move(&open)?;
+        let arbiter = prepare.arbiter;
         match self.start_receiver(from, prepare, &ports).await {
             Ok((answer, child)) => {
                 let wanted = self.inbound.lock().started(open.attempt, child.id());
@@ -247,7 +250,7 @@ impl Daemon {
                 let span = logging::about_move(Some(open.about.move_id), &open.about.guest);
                 let receiving = receive(Arc::clone(self), open, begun, Some(reservation));
                 tokio::spawn(receiving.instrument(span));
-                Ok(answer.prepared(room_bytes))
+                Ok(answer.prepared(room_bytes, arbiter))
             }
             Err(failure) => {
                 let report = super::moves::outbound::failed(&open.about, failure.clone());
@@ -337,9 +340,9 @@ struct Listening {
 }
 
 impl Listening {
-    fn prepared(self, room_bytes: u64) -> Answer {
+    fn prepared(self, room_bytes: u64, arbiter: Option<Uuid>) -> Answer {
         let Self { ports, fingerprint } = self;
-        Answer::Prepared { ports, fingerprint, room_bytes }
+        Answer::Prepared { ports, fingerprint, room_bytes, arbiter }
     }
 }
 

@@ -15,6 +15,7 @@ use migrate_engine::handover::effect::{Input, Timer};
 use migrate_engine::handover::journal::Record as Step;
 use migrate_engine::handover::message::{Body, Message, from_ledger};
 use migrate_engine::handover::term::{BootId, HostId};
+use migrate_engine::port::Arbiter;
 use migrate_engine::session::relay;
 use tokio::sync::Notify;
 use uuid::Uuid;
@@ -161,7 +162,8 @@ impl Daemon {
             boot,
         };
         let definition = self.definition_of(guest, &whose.name);
-        let place = Place::take(journal, whose, marks, definition);
+        let arbiter = self.arbiter.clone().map(|a| a as Arc<dyn Arbiter>);
+        let place = Place::take(journal, whose, marks, definition, arbiter);
         let acting = Arc::new(tokio::sync::Mutex::new(place));
         places.insert(guest, Arc::downgrade(&acting));
         Ok(Speaker::Us(acting))

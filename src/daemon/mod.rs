@@ -12,6 +12,7 @@
 //! | [`moves`] | moves: begun, followed, on record until they end; how one away from here goes |
 //! | [`inbound`] | moves to here: room reserved, receivers started, followed, cleared up |
 //! | [`keeper`] | answers for guest processes that are gone |
+//! | [`arbiter`] | that both ends have the same arbiter; its agents for moves away from here |
 //! | [`doubt`] | guests whose owner is in doubt: what is known, what an operator says |
 //! | [`autostart`] | starts guests when the host has booted |
 //! | [`history`] | reports of moves, as files |
@@ -24,6 +25,7 @@
 
 mod answers;
 mod api;
+mod arbiter;
 mod autostart;
 mod check;
 pub mod config;
@@ -58,6 +60,7 @@ use uuid::Uuid;
 use crate::api::host::HostInfo;
 use crate::api::moving::HostRef;
 use crate::api::{ErrorCode, Failure};
+use crate::arbiter::Shared;
 use crate::config::{Dirs, host_id};
 use crate::guest::facts::VERSION;
 use crate::guest::lockfile::LockFile;
@@ -82,6 +85,7 @@ struct Daemon {
     moves: moves::Moves,
     inbound: inbound::Inbound,
     places: keeper::Places,
+    arbiter: Option<Arc<dyn Shared>>,
     doors: answers::Doors,
     /// What the last host said that refused this one as removed, until one lets it in.
     refused: Mutex<Option<String>>,
@@ -191,6 +195,7 @@ impl Daemon {
         Ok(Self {
             dirs: dirs.clone(),
             inbound: inbound::Inbound::new(config.limits.clone()),
+            arbiter: config.arbiter.as_ref().map(crate::arbiter::open).transpose()?,
             config,
             files: Files::new(dirs),
             id: host_id(dirs)?,

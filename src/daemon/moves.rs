@@ -145,6 +145,11 @@ impl Moves {
         self.lock().get(&id).map(|e| e.feed.clone())
     }
 
+    /// Whether this move goes on.
+    pub fn goes_on(&self, id: Uuid) -> bool {
+        self.lock().get(&id).is_some_and(|e| !e.ended)
+    }
+
     /// Whether a move of this guest goes on.
     pub fn follows(&self, guest: Uuid) -> bool {
         !self.going(|e| (e.open.about.uuid == guest).then_some(())).is_empty()

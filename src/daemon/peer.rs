@@ -134,6 +134,9 @@ pub struct Prepare {
     /// The CPU that it is shown, if its process tells.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu: Option<Shown>,
+    /// The arbiter that the source's host has, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arbiter: Option<Uuid>,
 }
 
 /// Data ports are to be tried.
@@ -217,6 +220,9 @@ pub enum Answer {
         fingerprint: String,
         /// Memory that this host has left for guests, bytes.
         room_bytes: u64,
+        /// The arbiter that this host has, if any. One that knows of none says nothing.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        arbiter: Option<Uuid>,
     },
     /// To [`Request::Words`]: what the other side has to say to it at once, if anything.
     Words(Option<Words>),

@@ -4,6 +4,7 @@
 //! descriptors. [`Sources::wait`] gives one event at a time, the most urgent first.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -56,8 +57,10 @@ pub enum Command {
     },
     /// `PUT throttle`: percent.
     Throttle(u8),
-    /// `POST move`.
-    Move(Box<MoveStart>),
+    /// `POST move`, with the socket to the arbiter's agent if the order names one.
+    Move(Box<MoveStart>, Option<UnixStream>),
+    /// `PUT move/arbiter`: another one.
+    Arbiter(UnixStream),
     /// `POST move/cancel`.
     CancelMove,
     /// `GET move/events`.
@@ -84,12 +87,14 @@ impl Command {
             Self::Stop { deadline } => Input::Stop { now: deadline.is_zero() },
             Self::Save { keep_running, .. } => Input::Save { keep_running: *keep_running },
             Self::Throttle(share) => Input::Throttle(*share),
-            Self::Move(_) => Input::Move,
+            Self::Move(..) => Input::Move,
             Self::CancelMove => Input::MoveCancel,
             Self::MoveFeed => Input::MoveFeed,
-            Self::Heard(_) | Self::PeerGone(_) | Self::Bandwidth(_) | Self::Claim(_) => {
-                Input::MoveHeard
-            }
+            Self::Heard(_)
+            | Self::PeerGone(_)
+            | Self::Bandwidth(_)
+            | Self::Claim(_)
+            | Self::Arbiter(_) => Input::MoveHeard,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The API of a guest process: HTTP/JSON on its Unix socket, in one thread. It decides nothing;
 //! it turns requests into commands for the owner and its answers into responses.
 
-use std::os::unix::net::UnixListener as StdListener;
+use std::os::unix::net::{UnixListener as StdListener, UnixStream as AgentSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -21,7 +21,7 @@ use super::fdsock::Descriptors;
 use super::inbox::{Answer, Command, Inbox};
 use super::machine::PausedMachine;
 use super::peer;
-use crate::api::moving::{Bandwidth, CancelAnswer, MoveStart, PeerGone, Words};
+use crate::api::moving::{ArbiterPass, Bandwidth, CancelAnswer, MoveStart, PeerGone, Words};
 use crate::api::resolve::Claim;
 use crate::api::{ErrorCode, Failure, SaveRequest, StopRequest, ThrottleRequest, WaitResult};
 use crate::config::hex;
@@ -159,6 +159,7 @@ fn router<P: PausedMachine>(app: App<P>) -> Router {
         .route("/v1/move/peer-gone", post(peer_gone))
         .route("/v1/claim", post(claim))
         .route("/v1/move/bandwidth", put(bandwidth))
+        .route("/v1/move/arbiter", put(arbiter))
         .fallback(|| async {
             Rejected(Failure::new(
                 ErrorCode::Usage,
@@ -229,7 +230,22 @@ async fn begin_move<P: PausedMachine>(
     State(app): State<App<P>>,
     Body(start): Body<MoveStart>,
 ) -> Answered {
-    ask(&app, Command::Move(Box::new(start))).await
+    let arbiter = start.arbiter.as_ref().map(|pass| agent(&app, pass)).transpose()?;
+    ask(&app, Command::Move(Box::new(start), arbiter)).await
+}
+
+async fn arbiter<P: PausedMachine>(
+    State(app): State<App<P>>,
+    Body(pass): Body<ArbiterPass>,
+) -> Answered {
+    let socket = agent(&app, &pass)?;
+    ask(&app, Command::Arbiter(socket)).await
+}
+
+/// The socket to the arbiter's agent that came over `fd.sock`.
+fn agent<P: PausedMachine>(app: &App<P>, pass: &ArbiterPass) -> Result<AgentSocket, Rejected> {
+    let fd = app.descriptors.take(&pass.fd_token);
+    fd.map(AgentSocket::from).ok_or_else(|| usage("no descriptor has that token"))
 }
 
 async fn heard<P: PausedMachine>(State(app): State<App<P>>, Body(words): Body<Words>) -> Answered {

@@ -15,6 +15,7 @@
 //!
 //! `tests/handover_explore` explores all of this exhaustively within stated bounds.
 
+pub mod claim;
 pub mod daemon;
 pub mod effect;
 pub mod encode;

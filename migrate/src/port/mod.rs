@@ -7,13 +7,15 @@
 //! after the point of doubt, running at the target) is not here but in types of the hand-over
 //! that hold the guest.
 
+use std::fmt::Debug;
 use std::future::Future;
 use std::ops::Range;
+use std::pin::Pin;
 use std::time::Duration;
 
 use crate::handover::journal::Ledger;
 use crate::handover::proof::Durable;
-use crate::handover::term::{Beside, HostId, Term};
+use crate::handover::term::{Beside, Stamp, Term};
 use crate::unit::{Layout, Run, UnitIndex};
 use crate::wire::GuestId;
 
@@ -220,43 +222,27 @@ pub trait Rights: Durable<Error: std::error::Error + Send + Sync> + Send + 'stat
     }
 }
 
-/// Who owns a guest, as the arbiter knows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Claim {
-    /// Since which term.
-    pub term: Term,
-    /// The host.
-    pub owner: HostId,
-}
+/// What an arbiter knows of one guest after it was asked: who has the right to it; `None` if nobody
+/// ever claimed it.
+pub type Stands = Result<Option<Stamp>, Unanswered>;
 
-/// What an arbiter did.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Swap {
-    /// The new claim stands.
-    Done,
-    /// Another claim stood there, or none; it still does.
-    Other(Option<Claim>),
-}
+/// An answer of an arbiter that is still to come.
+pub type Answer<'a> = Pin<Box<dyn Future<Output = Stands> + Send + 'a>>;
 
 /// It is not known whether the arbiter did it: read again, decide nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the arbiter did not answer: {0}")]
 pub struct Unanswered(pub String);
 
-/// A third party that keeps one claim per guest, and changes it only if it is what the caller
-/// believes.
-pub trait Arbiter: Send + Sync {
-    /// Reads the claim; `None` if there is none.
-    fn read(
-        &self,
-        guest: GuestId,
-    ) -> impl Future<Output = Result<Option<Claim>, Unanswered>> + Send;
+/// A third party that keeps one right per guest, and changes it only if it is what the caller
+/// believes. Every answer is of a moment after the question; none is from a cache.
+///
+/// A question that is dropped before its answer may have been carried out all the same.
+pub trait Arbiter: Debug + Send + Sync + 'static {
+    /// Reads the right.
+    fn read(&self, guest: GuestId) -> Answer<'_>;
 
-    /// Replaces `old` by `new` if `old` is what stands there.
-    fn swap(
-        &self,
-        guest: GuestId,
-        old: Option<Claim>,
-        new: Claim,
-    ) -> impl Future<Output = Result<Swap, Unanswered>> + Send;
+    /// Replaces `expect` by `want` if `expect` is what stands there. Answers what stands there
+    /// then: `want` if it was replaced, now or by an earlier question.
+    fn swap(&self, guest: GuestId, expect: Option<Stamp>, want: Stamp) -> Answer<'_>;
 }

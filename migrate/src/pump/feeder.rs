@@ -174,6 +174,11 @@ impl<R: ReadUnits, L: DirtyLog> Feeder<'_, R, L> {
         shared.policy.set_speeds(Speeds { wire, compress });
         let done = tally.done() - tally.untouched;
         let bytes = self.common.layout.bytes_of(done - self.meter.done);
+        if bytes == 0 {
+            // Its time counts with what comes next: a rate of nothing would stand for ever, since
+            // small rounds bring no samples.
+            return;
+        }
         self.meter.samples.push((bytes, took));
         self.meter.done = done;
         self.meter.last = Instant::now();

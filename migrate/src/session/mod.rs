@@ -7,6 +7,7 @@
 //! | [`target`] | the process that receives it: fills, rehearses, restores, runs it or buries it |
 //! | [`edge`] | the clock, and where messages go that cannot go over the link |
 //! | [`relay`] | words that daemons carry while the link is gone |
+//! | [`memory`] | an arbiter for tests and simulations |
 //! | [`report`] | what a move was like, as plain data |
 //!
 //! What is decided here is nothing: when to switch is decided in [`converge`](crate::converge),
@@ -30,6 +31,7 @@ use crate::handover::message::Message;
 pub mod claim;
 pub mod edge;
 mod line;
+pub mod memory;
 mod record;
 pub mod relay;
 pub mod report;

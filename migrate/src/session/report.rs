@@ -95,7 +95,7 @@ pub enum Reason {
     Journal,
     /// The shared disks' locks or terms.
     Disks,
-    /// The arbiter did not answer.
+    /// The arbiter did not answer, or says that the guest is another host's.
     Arbiter,
     /// The source withdrew the offer.
     Withdrawn,

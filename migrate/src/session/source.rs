@@ -3,6 +3,7 @@
 //!
 //! It never runs a guest without the proof that its state asks for, and never decides.
 
+mod arbiter;
 mod copy;
 mod effects;
 mod finish;
@@ -11,13 +12,15 @@ mod hold;
 mod session;
 mod switch;
 
+use std::sync::Arc;
+
 use self::session::Session;
 use super::edge::{Clock, Outside};
 use super::report::{Reason, Report};
 use crate::converge::Limits;
 use crate::handover::proof::{Frozen, InDoubt};
 use crate::handover::term::{HostId, SwitchId, Term};
-use crate::port::{Rights, RunningGuest};
+use crate::port::{Arbiter, Rights, RunningGuest};
 use crate::precopy::OnStall;
 use crate::transport::link::SourceLink;
 use crate::wire::{AttemptId, GuestId, MoveId};
@@ -49,6 +52,8 @@ pub struct Plan {
     pub owned: Term,
     /// The highest term that its journal knows.
     pub highest: Term,
+    /// Who has the last word on every way out of the doubt, if anybody.
+    pub arbiter: Option<Arc<dyn Arbiter>>,
     /// The user has paused the guest: it arrives paused.
     pub paused: bool,
     /// Longest blackout, longest time for everything.

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use migrate_engine::handover::daemon::{Acting, Keeper};
@@ -13,7 +13,9 @@ use migrate_engine::handover::effect::{Effect, Input};
 use migrate_engine::handover::journal::{Ledger, Mark};
 use migrate_engine::handover::message::{Message, SourceSays, ToTarget};
 use migrate_engine::handover::resolve;
-use migrate_engine::handover::term::{Beside, BootId, Millis, QuestionId, Term};
+use migrate_engine::handover::term::{Beside, BootId, Millis, QuestionId, Stamp, Term};
+use migrate_engine::port::{Arbiter, Unanswered};
+use migrate_engine::wire::GuestId;
 use uuid::Uuid;
 use vmm::devices::virtio::block::{DiskOpenError, open_disk};
 
@@ -24,6 +26,9 @@ use crate::guest::journal::record::Record;
 use crate::guest::journal::{Journal, Whose};
 use crate::guest::load;
 
+/// How long the arbiter may take to answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// The place of a dead process. Its journal is locked as long as this lives.
 pub struct Place {
     journal: Journal,
@@ -32,6 +37,7 @@ pub struct Place {
     definition: Option<GuestDefinition>,
     /// Open while OWNER of them is held.
     disks: Option<Arc<DiskSet>>,
+    arbiter: Option<Arc<dyn Arbiter>>,
     began: Instant,
     keeper: Option<Keeper>,
     /// What is to be done before anything else.
@@ -48,17 +54,20 @@ impl Place {
         whose: Whose,
         marks: Vec<Mark>,
         definition: Option<GuestDefinition>,
+        arbiter: Option<Arc<dyn Arbiter>>,
     ) -> Self {
         let ledger = journal.last().map(|r| r.ledger.clone());
         let ledger = ledger.unwrap_or_else(|| Ledger::new(whose.host, whose.boot));
         let question = QuestionId(Uuid::new_v4().as_u128());
         let boot: BootId = whose.boot;
-        let (keeper, first) = Keeper::adopt(ledger, boot, marks, question, false, Millis(0));
+        let (keeper, first) =
+            Keeper::adopt(ledger, boot, marks, question, arbiter.is_some(), Millis(0));
         Self {
             journal,
             whose,
             definition,
             disks: None,
+            arbiter,
             began: Instant::now(),
             keeper: Some(keeper),
             effects: first.into(),
@@ -104,6 +113,8 @@ impl Place {
                     let input = self.take_owner().await;
                     self.step(input);
                 }
+                Effect::CompareAndSet { expect, want } => self.decide(Some((expect, want))).await,
+                Effect::ReadArbiter => self.decide(None).await,
                 Effect::StampOffer(term) => {
                     let input = self.reserve(term).await;
                     self.step(input);
@@ -169,6 +180,27 @@ impl Place {
             }
             Err(error) => {
                 tracing::error!(GUEST = self.whose.name, %error, "the journal does not allow what was decided");
+            }
+        }
+    }
+
+    /// Asks the arbiter. Silence is no answer: the keeper asks again when time has passed.
+    async fn decide(&mut self, swap: Option<(Stamp, Stamp)>) {
+        let Some(arbiter) = self.arbiter.clone() else { return };
+        let guest = GuestId(self.whose.uuid.into_bytes());
+        let answer = match swap {
+            Some((expect, want)) => arbiter.swap(guest, Some(expect), want),
+            None => arbiter.read(guest),
+        };
+        let late = |_| Err(Unanswered(format!("nothing came within {} s", PATIENCE.as_secs())));
+        match tokio::time::timeout(PATIENCE, answer).await.unwrap_or_else(late) {
+            Ok(Some(stamp)) => self.step(Input::Arbiter(stamp)),
+            Ok(None) => tracing::error!(
+                GUEST = self.whose.name,
+                "a hand-over is not settled: the arbiter knows nothing of the guest (any more)"
+            ),
+            Err(why) => {
+                tracing::warn!(GUEST = self.whose.name, %why, "a hand-over is not settled");
             }
         }
     }
@@ -275,6 +307,7 @@ mod tests {
     use migrate_engine::handover::journal::Record;
     use migrate_engine::handover::message::{Body, TargetSays, ToSource};
     use migrate_engine::handover::term::{HostId, Stamp, Switch, SwitchId};
+    use migrate_engine::session::memory::{Fault, MemoryArbiter};
 
     const HERE: HostId = HostId(1);
     const THERE: HostId = HostId(2);
@@ -297,7 +330,15 @@ mod tests {
         for record in last {
             journal.step(&whose, *record, None, Timestamp::UNIX_EPOCH).unwrap();
         }
-        Place::take(journal, whose, Vec::new(), definition)
+        Place::take(journal, whose, Vec::new(), definition, None)
+    }
+
+    impl Place {
+        /// The same, with an arbiter.
+        fn under(self, arbiter: Arc<dyn Arbiter>) -> Self {
+            let Self { journal, whose, definition, .. } = self;
+            Self::take(journal, whose, Vec::new(), definition, Some(arbiter))
+        }
     }
 
     fn heard(what: ToSource) -> Input {
@@ -305,7 +346,7 @@ mod tests {
     }
 
     fn block_on<T>(work: impl Future<Output = T>) -> T {
-        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(work)
+        tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(work)
     }
 
     #[test]
@@ -370,6 +411,40 @@ mod tests {
         // Without a look at the disks nothing is decided.
         let (settled, now) = taken_back(stamp(8, HostId(9)), false);
         assert_eq!((settled, now), (false, Record::Offered(switch())));
+    }
+
+    #[test]
+    fn with_an_arbiter_its_word_decides_for_a_dead_source() {
+        let (owner, offered) = (Record::Owner { term: Term::new(1) }, Record::Offered(switch()));
+        let guest = GuestId(Uuid::from_u128(7).into_bytes());
+        let withdrawn = Record::Withdrawn(switch());
+        let ceded = Record::Ceded(switch());
+        // What stands there when the target says that it is prepared, and what is recorded then.
+        for (stands, wanted) in [
+            (switch().held(), Some(ceded)),
+            (switch().moved(), Some(ceded)),
+            (switch().withdrawn(), Some(withdrawn)),
+            (Stamp { term: Term::new(1), host: HostId(9) }, None),
+        ] {
+            let root = tempfile::tempdir().unwrap();
+            let mut place = place(&root.path().join("j"), &[owner, offered], None);
+            let arbiter = Arc::<MemoryArbiter>::default();
+            arbiter.put(guest, stands);
+            place = place.under(Arc::clone(&arbiter) as Arc<dyn Arbiter>);
+            block_on(async {
+                arbiter.from_now(Some(Fault::Silent));
+                place.hear(heard(ToSource::Says(TargetSays::Prepared, None))).await;
+                place.hear(Input::Timer(Timer::Again)).await;
+                assert!(!place.is_settled(), "silence decides nothing");
+                assert_eq!(place.journal.last().unwrap().ledger.now(), Some(&offered));
+                arbiter.from_now(None);
+                place.hear(Input::Timer(Timer::Again)).await;
+            });
+            let now = *place.journal.last().unwrap().ledger.now().unwrap();
+            assert_eq!(now, wanted.unwrap_or(offered), "{stands:?}");
+            let after = if stands == switch().held() { switch().moved() } else { stands };
+            assert_eq!(arbiter.stands(guest), Some(after));
+        }
     }
 
     #[test]

@@ -23,6 +23,7 @@ use crate::api::moving::{
 };
 use crate::api::{ErrorCode, Failure, GuestInfo, GuestState};
 use crate::config::hex;
+use crate::daemon::arbiter::Agent;
 use crate::daemon::keeper::{self, Acting};
 use crate::daemon::peer::{Answer, Prepare, Request};
 use crate::daemon::peers::{self, Told};
@@ -77,7 +78,8 @@ pub async fn begin(daemon: &Arc<Daemon>, request: MoveRequest) -> Result<Uuid, F
 async fn run(daemon: Arc<Daemon>, client: GuestClient, open: Arc<Open>, begun: Begun) {
     let Begun { feed, cancel } = begun;
     let report = match order(&daemon, &client, &open, cancel).await {
-        Ok(()) => {
+        Ok(agent) => {
+            tokio::spawn(Arc::clone(&daemon).keep_agents(Arc::clone(&open), agent));
             if daemon.moves.ordered(open.about.move_id) {
                 // Somebody cancelled just when the process got its order.
                 let _ = client.cancel_move().await;
@@ -96,6 +98,7 @@ pub async fn go_on(daemon: Arc<Daemon>, open: Arc<Open>, begun: Begun) {
     if daemon.moves.ordered(open.about.move_id) {
         let _ = client.cancel_move().await;
     }
+    tokio::spawn(Arc::clone(&daemon).keep_agents(Arc::clone(&open), None));
     let heard = follow(&daemon, &open, &begun.feed).await;
     let report = hear_out(&daemon, &open, heard).await;
     finish(&daemon, &open, report).await;
@@ -145,7 +148,7 @@ async fn order(
     client: &GuestClient,
     open: &Open,
     mut cancel: watch::Receiver<bool>,
-) -> Result<(), Failure> {
+) -> Result<Option<Agent>, Failure> {
     let agreed = tokio::select! {
         biased;
         () = wanted(&mut cancel) => Err(cancelled()),
@@ -167,15 +170,25 @@ async fn order(
             return Err(failure);
         }
     };
+    let passed = match daemon.pass_arbiter(client, open.about.uuid).await {
+        Ok(passed) => passed,
+        Err(failure) => {
+            abandon(daemon, open).await;
+            return Err(failure);
+        }
+    };
+    let (arbiter, agent) = passed.unzip();
+    let start = MoveStart { arbiter, ..start };
     match client.start_move(&start).await {
-        Ok(_) => Ok(()),
+        Ok(_) => Ok(agent),
         // It may have begun: whoever follows it finds out.
         Err(error @ (CallError::Lost(_) | CallError::Late(_))) => {
             tracing::warn!(MOVE = %open.about.move_id, %error, "whether the move begins is not known");
-            Ok(())
+            Ok(agent)
         }
         Err(error) => {
             abandon(daemon, open).await;
+            agent.into_iter().for_each(Agent::end);
             Err(client.failure(error))
         }
     }
@@ -218,12 +231,18 @@ async fn agree(
         dry_run: false,
         asked: Some((about.started, about.options.clone())),
         cpu: crate::daemon::cpu::of_guest(client).await,
+        arbiter: daemon.arbiter_id().await?,
     };
     let told = daemon.ask(&about.to.name, Request::Prepare(Box::new(prepare))).await?;
     let Told { host, address, answer, .. } = told;
-    let Answer::Prepared { ports, fingerprint, .. } = answer else {
+    let Answer::Prepared { ports, fingerprint, arbiter, .. } = answer else {
         return Err(unexpected("the other daemon", &"it answered something else"));
     };
+    if let Err(failure) = daemon.same_arbiter(&host.name, arbiter).await {
+        // A release that knows of no arbiter would have taken the guest.
+        abandon(daemon, open).await;
+        return Err(failure);
+    }
     let (certificate, key) = own.to_der();
     Ok(MoveStart {
         move_id: about.move_id,
@@ -239,6 +258,7 @@ async fn agree(
             payload,
         },
         options: about.options.clone(),
+        arbiter: None,
     })
 }
 

@@ -102,6 +102,10 @@ async fn ask(
     info: &GuestInfo,
     to: &str,
 ) -> Result<Result<(u64, Duration), ErrorBody>, Failure> {
+    let arbiter = match daemon.arbiter_id().await {
+        Ok(arbiter) => arbiter,
+        Err(failure) => return Ok(Err(*failure.0)),
+    };
     let prepare = Prepare {
         move_id: Uuid::nil(),
         attempt: Uuid::nil(),
@@ -112,10 +116,19 @@ async fn ask(
         dry_run: true,
         asked: None,
         cpu: crate::daemon::cpu::of_guest(client).await,
+        arbiter,
     };
     match daemon.ask(to, Request::Prepare(Box::new(prepare))).await {
-        Ok(Told { answer: Answer::Prepared { room_bytes, .. }, round_trip, .. }) => {
-            Ok(Ok((room_bytes, round_trip)))
+        Ok(Told {
+            host,
+            answer: Answer::Prepared { room_bytes, arbiter: theirs, .. },
+            round_trip,
+            ..
+        }) => {
+            // The other side has looked, unless it is of a release that knows of no arbiter.
+            let same = arbiter == theirs;
+            let problem = if same { Ok(()) } else { daemon.same_arbiter(&host.name, theirs).await };
+            Ok(problem.map(|()| (room_bytes, round_trip)).map_err(|failure| *failure.0))
         }
         Ok(_) => Err(unexpected("the other daemon", &"it answered something else")),
         Err(failure) => Ok(Err(*failure.0)),

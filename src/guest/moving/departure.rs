@@ -9,6 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use migrate_engine::converge::Limits;
 use migrate_engine::handover::term::{HostId, SwitchId};
+use migrate_engine::port::Arbiter;
 use migrate_engine::precopy;
 use migrate_engine::session::edge::Outside;
 use migrate_engine::session::source::{self, Held, Kept, Outcome, Plan};
@@ -29,6 +30,7 @@ use crate::api::moving::{
     MoveEvent, MoveOptions, MoveOutcome, MovePhase, MoveReport, MoveStart, OnStall,
 };
 use crate::api::{ErrorCode, Failure, GuestState};
+use crate::arbiter::remote::Remote;
 use crate::config::GuestDefinition;
 use crate::guest::disks::DiskSet;
 use crate::guest::inbox::Inbox;
@@ -44,6 +46,8 @@ pub(super) const WORDS: usize = 16;
 pub struct Departure<P: PausedMachine> {
     /// The daemon's order.
     pub start: MoveStart,
+    /// The way to the arbiter, if there is one.
+    pub arbiter: Option<Arc<Remote>>,
     /// The guest.
     pub definition: GuestDefinition,
     /// Its RAM.
@@ -73,6 +77,8 @@ pub struct UnderWay {
     pub feed: Feed,
     /// Budget of what is sent.
     pub limiter: Arc<Limiter>,
+    /// The way to the arbiter, of a departure under one.
+    pub arbiter: Option<Arc<Remote>>,
     /// Ends soon after the session.
     pub thread: JoinHandle<()>,
 }
@@ -103,7 +109,7 @@ impl UnderWay {
         };
         let thread = std::thread::Builder::new().name("move".into()).spawn(body);
         let thread = thread.map_err(|e| super::unexpected("no thread for the move", &e))?;
-        Ok(Self { move_id, to, commands, feed, limiter, thread })
+        Ok(Self { move_id, to, commands, feed, limiter, arbiter: None, thread })
     }
 
     /// Tells the session. One that has ended does not need to hear it.
@@ -141,8 +147,10 @@ pub fn begin<P: PausedMachine>(departure: Departure<P>) -> Result<UnderWay, Fail
     let end = End::new(&departure.start.end, bandwidth)?;
     let plan = plan(&departure)?;
     let (move_id, to) = (departure.start.move_id, departure.start.to.name.clone());
-    let limiter = end.limiter();
-    UnderWay::start(move_id, to, limiter, |told, feed| run(departure, end, plan, told, feed))
+    let (limiter, arbiter) = (end.limiter(), departure.arbiter.clone());
+    let begun =
+        UnderWay::start(move_id, to, limiter, |told, feed| run(departure, end, plan, told, feed));
+    Ok(UnderWay { arbiter, ..begun? })
 }
 
 fn plan<P: PausedMachine>(departure: &Departure<P>) -> Result<Plan, Failure> {
@@ -165,6 +173,7 @@ fn plan<P: PausedMachine>(departure: &Departure<P>) -> Result<Plan, Failure> {
         to: HostId(start.to.id.as_u128()),
         owned: owned.term,
         highest: ledger.highest(),
+        arbiter: departure.arbiter.clone().map(|a| a as Arc<dyn Arbiter>),
         paused: departure.paused,
         limits: Limits {
             max_downtime: Duration::from_millis(max_downtime_ms),

@@ -272,11 +272,12 @@ fn why(reason: Reason, text: &str, side: Side, to: &str) -> ErrorBody {
         ),
         Reason::Disks => (ErrorCode::MoveFailed, "check the disks' storage"),
         Reason::Operator => (ErrorCode::MoveFailed, "see what was said: migrate show GUEST"),
-        Reason::Protocol
-        | Reason::CopyFailed
-        | Reason::GuestFailed
-        | Reason::Arbiter
-        | Reason::Withdrawn => (ErrorCode::MoveFailed, "see the guest's log: migrate help files"),
+        Reason::Arbiter => {
+            (ErrorCode::Arbiter, "see whether it runs and what it knows: migrate help arbiter")
+        }
+        Reason::Protocol | Reason::CopyFailed | Reason::GuestFailed | Reason::Withdrawn => {
+            (ErrorCode::MoveFailed, "see the guest's log: migrate help files")
+        }
     };
     let ended = reason == Reason::GuestEnded;
     let state = match side {

@@ -1,5 +1,6 @@
 //! The owner's part in a move: it lends its machine, takes it back, and hears the outcome.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use migrate_engine::port::Trial;
@@ -7,6 +8,7 @@ use migrate_engine::session::Command as Word;
 
 use super::{Answer, Ending, ExitHow, Failure, MakeMachine, Owner, PausedMachine, Request, State};
 use crate::api::ErrorCode;
+use crate::arbiter::remote::Remote;
 use crate::guest::inbox::{Ack, Command};
 use crate::guest::machine::RunningMachine;
 use crate::guest::moving::departure::{self, Departure, Over};
@@ -23,11 +25,14 @@ fn not_here() -> Failure {
 impl<M: MakeMachine> Owner<M> {
     /// Begins to move the guest.
     pub(super) fn begin_move(&mut self, request: Option<Request>) -> Option<Ending> {
-        let Some(Request { command: Command::Move(start), reply }) = request else { return None };
+        let Some(Request { command: Command::Move(start, arbiter), reply }) = request else {
+            return None;
+        };
         let begun = self.units().and_then(|ram| {
             let paused = matches!(self.state, State::Paused(_));
             departure::begin(Departure {
                 start: *start,
+                arbiter: arbiter.map(|socket| Arc::new(Remote::new(socket))),
                 definition: self.facts.definition.clone(),
                 ram,
                 paused,
@@ -80,6 +85,12 @@ impl<M: MakeMachine> Owner<M> {
             }
             (Command::Bandwidth(rate), Some(moving)) => {
                 moving.limiter.set_rate(rate);
+                Ok(Answer::Done)
+            }
+            (Command::Arbiter(socket), Some(moving)) => {
+                if let Some(arbiter) = &moving.arbiter {
+                    arbiter.replace(socket);
+                }
                 Ok(Answer::Done)
             }
             (Command::MoveFeed, Some(moving)) => Ok(Answer::Feed(moving.feed.clone())),

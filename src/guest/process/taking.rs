@@ -11,12 +11,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use migrate_engine::handover::term::{Beside, BootId, HostId};
+use migrate_engine::handover::term::{Beside, BootId, HostId, Term};
 use uuid::Uuid;
 use vmm::events::EventSink;
 
 use super::{OpenMachine, OpenedMachine, Passed, Source, file, unexpected};
 use crate::api::{ErrorCode, Failure, LaunchSpec, LoadSpec};
+use crate::arbiter::{self, gate::Wish};
 use crate::config::{Dirs, GuestDefinition, OnHostStop, host_id};
 use crate::guest::confine::{Reach, confine};
 use crate::guest::disks::{Asked, Claim, DiskSet, DiskSetError};
@@ -135,7 +136,7 @@ pub(super) fn take<O: OpenMachine>(
     let beside = beside.map_err(|e| DiskSetError::from(e).failure())?;
     let disks = opened.disks();
     let known = Known { last: journal.last(), whose: &whose, beside };
-    let right = match (source, &spec.receive) {
+    let mut right = match (source, &spec.receive) {
         (None, None) => Right::Start(match &spec.claim {
             None => load::grant_start(&known)?,
             Some(claim) => load::grant_claim(&known, claim, disk_set.shared() > 0)?,
@@ -150,6 +151,13 @@ pub(super) fn take<O: OpenMachine>(
     };
     if let Some(source) = source {
         check_disks(definition, source, &disks, &whose.host_name)?;
+    }
+    if let Right::Start(grant) = &mut right {
+        // Last of all: what is refused for other reasons takes no right.
+        let saved = source.filter(|s| !s.how.clone).map(|s| Term::new(s.saved.metadata.term));
+        let (guest, name, lowest) = (definition.uuid, &definition.name, Term::new(grant.term));
+        let wish = Wish { guest, name, host: whose.host, saved, lowest };
+        grant.term = arbiter::gate::start(dirs, wish)?.get();
     }
     let journal = SharedJournal::new(journal, whose);
     let sockets = Sockets { api: dir.bind(&dir.paths().api())?, fd: dir.bind(&dir.paths().fd())? };

@@ -64,6 +64,7 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
         self.copy_away = true;
         // Beside the first pass, so that nobody waits for it.
         self.begin_trial();
+        self.begin_claim();
         self.jobs.start(async move {
             let costs = move |exchange: Option<Duration>| {
                 let costs = *costs.lock().unwrap_or_else(PoisonError::into_inner);
@@ -138,20 +139,28 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
         let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
         trial.restore_us = restore_us;
         trial.problems.clone_from(&problems);
-        let costs = Costs {
-            save: Duration::from_micros(trial.save_us),
-            restore: Duration::from_micros(restore_us),
-            storage: Duration::from_micros(trial.storage_us),
-            state_bytes: trial.state_bytes,
-            ..Costs::default()
-        };
         self.event(Event::Rehearsed { restore_us, problems: problems.clone() });
         if problems.is_empty() {
-            *self.costs.lock().unwrap_or_else(PoisonError::into_inner) = Some(costs);
+            self.tell_costs();
         } else {
             self.peer.ended = true;
             self.fail(Reason::Incompatible, problems.join("; "));
         }
+    }
+
+    /// What a switch costs, as soon as both the other side and the arbiter were tried.
+    pub(super) fn tell_costs(&self) {
+        let (Trial::Done, Some(trial)) = (self.trial, &self.log.report.rehearsal) else { return };
+        let Some(arbiter) = self.desk.cost() else { return };
+        let costs = Costs {
+            save: Duration::from_micros(trial.save_us),
+            restore: Duration::from_micros(trial.restore_us),
+            storage: Duration::from_micros(trial.storage_us),
+            arbiter,
+            state_bytes: trial.state_bytes,
+            ..Costs::default()
+        };
+        *self.costs.lock().unwrap_or_else(PoisonError::into_inner) = Some(costs);
     }
 
     /// Copying has ended.
@@ -159,7 +168,11 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
         match end {
             Ok(End::Switch(advice)) => {
                 self.log.predicted(&advice);
-                self.switch(&advice).await;
+                if self.desk.is_there() {
+                    self.look_before_offer(Box::new(advice));
+                } else {
+                    self.offer_switch(&advice).await;
+                }
             }
             Ok(End::GiveUp(advice)) => {
                 let reason = match advice.why {
@@ -190,7 +203,7 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
     }
 
     /// The time to switch has come.
-    async fn switch(&mut self, advice: &Advice) {
+    pub(super) async fn offer_switch(&mut self, advice: &Advice) {
         let id = self.plan.switch;
         let pause_ms = pause_ms(self.plan.limits, advice);
         match self.with_rights(Rights::beside).await {

@@ -5,6 +5,7 @@ use super::super::edge::Clock;
 use super::super::report::{Reason, Step};
 use super::super::wait::blocking;
 use super::super::words::to_wire;
+use super::arbiter::Question;
 use super::hold::{Back, Hold};
 use super::session::Session;
 use crate::handover::effect::{Effect, Input, Notice, Step as Durably};
@@ -45,8 +46,8 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
             Effect::Discard => self.discard().await,
             Effect::SetTimer(timer, at) => self.timers.set(timer, at),
             Effect::Report(notice) => self.report(notice),
-            // There is no arbiter: the machine was told so.
-            Effect::CompareAndSet { .. } | Effect::ReadArbiter => self.later(Input::ArbiterSilent),
+            Effect::CompareAndSet { expect, want } => self.ask(Question::Swap { expect, want }),
+            Effect::ReadArbiter => self.ask(Question::Read),
             // A target's.
             Effect::Mark(Mark::Ran(_))
             | Effect::TakeNext
@@ -143,9 +144,18 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
         }
     }
 
-    fn in_trouble(&mut self, step: Durably, why: String) {
-        self.trouble.clone_from(&why);
-        self.event(Event::Retrying { step, why });
+    pub(super) fn in_trouble(&mut self, step: Durably, why: String) {
+        self.trouble = why;
+        self.retrying(step);
+    }
+
+    /// Tells of it once, however often it is tried again.
+    fn retrying(&mut self, step: Durably) {
+        let told = (step, self.trouble.clone());
+        if self.told.as_ref() != Some(&told) {
+            self.told = Some(told);
+            self.event(Event::Retrying { step, why: self.trouble.clone() });
+        }
     }
 
     /// Keeps a guest in doubt: the journal first.
@@ -327,10 +337,7 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
     fn report(&mut self, notice: Notice) {
         match notice {
             Notice::TooLateToCancel => self.event(Event::TooLateToCancel),
-            Notice::Retrying(step) => {
-                let why = self.trouble.clone();
-                self.event(Event::Retrying { step, why });
-            }
+            Notice::Retrying(step) => self.retrying(step),
             Notice::Kept(why) => self.kept_because(why),
             Notice::Moved { audited: false } if self.plan.audit => {
                 self.log.note("the frozen memory is not what was sent, or could not be compared");

@@ -15,14 +15,15 @@ use super::super::record::Recorder;
 use super::super::report::{Phase, Reason, Side};
 use super::super::wait::{Jobs, Timers};
 use super::super::{Command, Event, OPENING_MS};
+use super::arbiter::Desk;
 use super::hold::{Back, Hold, Proofs};
 use super::{Outcome, Plan};
 use crate::converge::{Advice, Costs};
-use crate::handover::effect::{Effect, Input, Timer};
+use crate::handover::effect::{Effect, Input, Step, Timer};
 use crate::handover::proof::ClaimedProof;
 use crate::handover::resolve;
 use crate::handover::source::{Setup, Source, State};
-use crate::port::{self, NotPaused, PausedGuest, Rights, RunningGuest};
+use crate::port::{self, NotPaused, PausedGuest, Rights, RunningGuest, Stands};
 use crate::precopy::{End, Precopy, PrecopyError, RoundReport};
 use crate::pump::{Cancel, Lanes, TalkError};
 use crate::transport::link::{CloseCode, Link, SourceLink};
@@ -56,6 +57,12 @@ pub(super) enum Done<G: RunningGuest> {
     Saved(crate::handover::proof::Stopped<G::Paused>, Result<Vec<u8>, PausedError<G>>),
     LastRound(Box<(Copy<G>, PumpTalk)>, Result<RoundReport, PrecopyError>),
     Audited(Result<Vec<u64>, String>, Duration),
+    /// The guest was claimed at the arbiter, in this time.
+    Claimed(Result<Duration, String>),
+    /// What stands in the arbiter just before the offer.
+    Looked(Box<Advice>, Stands),
+    /// An answer of the arbiter to the machine.
+    Answered(Stands),
     /// An input that was put off.
     Later(Input),
     /// The opening has taken too long, if it is not done.
@@ -105,6 +112,7 @@ pub(super) struct Session<G: RunningGuest, D, C> {
     pub(super) rounds: Rounds,
     pub(super) costs: Arc<Mutex<Option<Costs>>>,
     pub(super) trial: Trial,
+    pub(super) desk: Desk,
     /// The saved state, until the last piece is sent.
     pub(super) state: Option<control::State>,
     pub(super) owner_dropped: bool,
@@ -113,6 +121,8 @@ pub(super) struct Session<G: RunningGuest, D, C> {
     pub(super) peer: Peer,
     /// What went wrong last at a durable step, for people.
     pub(super) trouble: String,
+    /// What people were told of it last.
+    pub(super) told: Option<(Step, String)>,
     /// Attempts to record a free withdrawal that failed.
     pub(super) unsaid: u32,
 }
@@ -141,7 +151,7 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
             to: plan.to,
             owned: plan.owned,
             highest: plan.highest,
-            arbiter: false,
+            arbiter: plan.arbiter.is_some(),
             paused: plan.paused,
         };
         let names = [
@@ -173,11 +183,13 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
             rounds: mpsc::unbounded_channel(),
             costs: Arc::default(),
             trial: Trial::NotBegun,
+            desk: Desk::new(plan.arbiter.clone(), plan.guest),
             state: None,
             owner_dropped: false,
             repeats: 0,
             peer: Peer::default(),
             trouble: String::new(),
+            told: None,
             unsaid: 0,
             plan,
         }

@@ -44,6 +44,9 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
                 self.last_round_done(round);
             }
             Done::Audited(differing, took) => self.audited(differing, took),
+            Done::Claimed(took) => self.claimed(took),
+            Done::Looked(advice, stands) => self.looked(advice, stands).await,
+            Done::Answered(stands) => self.answered(stands),
             Done::Later(input) => self.inputs.push_back(input),
             Done::OpeningOver => self.opening_over(),
             Done::TimeUp => {

@@ -12,10 +12,11 @@ use super::fake::{Fast, Guest, Paper, Place, World};
 use crate::converge::Limits;
 use crate::handover::message::Message;
 use crate::handover::term::{HostId, SwitchId, Term};
-use crate::port::PausedGuest;
+use crate::port::{Arbiter, PausedGuest};
 use crate::precopy::OnStall;
 use crate::pump::fake::{Memory, Ram, Random, UNIT};
 use crate::session::edge::Outside;
+use crate::session::memory::MemoryArbiter;
 use crate::session::report::Phase;
 use crate::session::{Command, Event, source, target};
 use crate::transport::link::{LinkLimits, SourceLink, StreamLimits, TargetLink};
@@ -53,6 +54,7 @@ pub(super) struct Setup {
     pub(super) on_stall: OnStall,
     pub(super) timeout: Duration,
     pub(super) audit: bool,
+    pub(super) arbiter: Option<Arc<MemoryArbiter>>,
 }
 
 impl Default for Setup {
@@ -69,6 +71,7 @@ impl Default for Setup {
             on_stall: OnStall::Pause,
             timeout: Duration::from_secs(30),
             audit: true,
+            arbiter: None,
         }
     }
 }
@@ -119,6 +122,7 @@ pub(super) fn plan(setup: &Setup) -> source::Plan {
         to: TARGET,
         owned: Term::FIRST,
         highest: Term::FIRST,
+        arbiter: setup.arbiter.clone().map(|a| a as Arc<dyn Arbiter>),
         paused: setup.paused,
         limits: Limits { max_downtime: setup.max_downtime, timeout: setup.timeout },
         on_stall: setup.on_stall,

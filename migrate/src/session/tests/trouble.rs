@@ -439,7 +439,7 @@ fn a_source_that_dies_before_the_doubt() {
 }
 
 /// The switch that the source of these tests offers.
-fn told_switch() -> Switch {
+pub(super) fn told_switch() -> Switch {
     let id = plan(&Setup::default()).switch;
     Switch { id, before: Term::FIRST, term: Term::new(2), from: SOURCE, to: TARGET }
 }

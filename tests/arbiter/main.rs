@@ -1,0 +1,16 @@
+//! The arbiter in a real etcd: what it promises by itself, and moves of real guests under it, while
+//! it dies, stands still in the very moment of the switch, or is not the same at both ends.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may fail by panicking")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+#[allow(dead_code, reason = "the tests of moves use more of it")]
+#[path = "../moves/site.rs"]
+mod site;
+
+mod doubt;
+mod etcd;
+mod moves;
+mod store;
+mod tap;
