@@ -103,6 +103,47 @@ pub fn restore(error: &MachineError) -> Failure {
     failure
 }
 
+/// A guest that arrives could not be made out of what its source sent. What is wrong lies in the
+/// difference between two hosts, and that is where the remedy is.
+pub fn trial(error: &MachineError) -> Failure {
+    let mut failure = restore(error);
+    let remedy = match error {
+        MachineError::Shape { .. } | MachineError::State(StateError::Inconsistent(_)) => {
+            "use neighbouring releases of migrate on both hosts; if they are, report this"
+        }
+        MachineError::State(_) => "use neighbouring releases of migrate on both hosts",
+        MachineError::Cpu(lack) => lack.remedy(),
+        MachineError::Vcpu { source: VcpuError::TscKhz { .. }, .. } => {
+            "use a host with the same TSC frequency"
+        }
+        MachineError::Vcpu { .. } => {
+            "use a host with the same kind of CPU and kernel, or start the guest with what both \
+             have: migrate host cpu -o FILE, then run it with --cpu-template @FILE"
+        }
+        MachineError::Device { device, source: DeviceError::Spec { .. } }
+            if device.starts_with("disk") =>
+        {
+            "give the destination the same disk at the same path"
+        }
+        MachineError::Device { .. } | MachineError::Platform(_) => {
+            "use neighbouring releases of migrate and the same definition on both hosts"
+        }
+        MachineError::Template(_) => "use neighbouring releases of migrate on both hosts",
+        MachineError::TooManyVcpus { .. } => "use a host whose KVM has more vCPUs",
+        MachineError::Ram(_) => "free memory on that host, or move the guest to another one",
+        MachineError::Kvm(KvmError::Capability { .. } | KvmError::ApiVersion(_)) => {
+            "use a newer kernel on that host"
+        }
+        MachineError::Kvm(_) => "see that host's kernel log (dmesg), or use another host",
+        _ => return failure,
+    };
+    failure.0.remedy = remedy.into();
+    if failure.0.code == ErrorCode::Unexpected {
+        failure.0.code = ErrorCode::Incompatible;
+    }
+    failure
+}
+
 /// A saved machine could not be decoded.
 pub fn state(error: &StateError) -> Failure {
     let code = match error {
