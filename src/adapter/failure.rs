@@ -28,7 +28,10 @@ pub fn kvm(error: &KvmError) -> Failure {
         KvmError::Capability { .. } | KvmError::ApiVersion(_) => {
             (ErrorCode::KvmCapability, "use a newer kernel")
         }
-        KvmError::Open { .. } | KvmError::Call { .. } => {
+        KvmError::Open { .. } => {
+            (ErrorCode::KvmMissing, "see what stands at that path, and the kernel's log (dmesg)")
+        }
+        KvmError::Call { .. } => {
             (ErrorCode::Unexpected, "see the guest's log and the kernel's (dmesg)")
         }
     };

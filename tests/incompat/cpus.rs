@@ -57,14 +57,16 @@ fn features_of_every_leaf() {
     }
     let model = host::offered(&Kvm::open().unwrap()).unwrap();
     let mut cells = Vec::new();
-    for ((leaf, subleaf, register), feature) in one_of_each(&model) {
+    for (at, ((leaf, subleaf, register), feature)) in one_of_each(&model).into_iter().enumerate() {
         let name = format!("CPUID {leaf:#x}.{subleaf} {register:?}");
-        // The daemon knows of it, and says so before anything begins.
-        let mask = format!("[cpu]\nmask = [\"{feature}\"]\n");
-        let known = format!("{name}, known to the daemon");
-        let parts = ["beta", &feature, "lacks", TEMPLATE];
-        cells.push(cell(&known, "cpu-mismatch", parts, move |pair| masked(pair, &mask)));
-        // Or only the guest's process finds out.
+        // Usually the daemon knows of it, and says so before anything begins.
+        if at % 4 == 0 {
+            let mask = format!("[cpu]\nmask = [\"{feature}\"]\n");
+            let known = format!("{name}, known to the daemon");
+            let parts = ["beta", &feature, "lacks", TEMPLATE];
+            cells.push(cell(&known, "cpu-mismatch", parts, move |pair| masked(pair, &mask)));
+        }
+        // But it may be that only the guest's process finds out.
         cells.push(Cell {
             name,
             ..cpu(&format!("hide {feature}"), ["CPU or KVM", &feature, "lacks", TEMPLATE])
@@ -95,8 +97,10 @@ fn registers_and_clocks() {
         cpu("state second-vcpu", ["0x40000001", "eax.23", "lacks", TEMPLATE]),
         cpu("state tsc", ["TSC", &doubled, &khz, "same TSC frequency"]),
         cpu("state msr-unknown", ["MSR 0xdead", "0x7", "cannot be set", SAME_CPU]),
-        cpu("state msr-reserved", ["MSR 0x277", "0x202020202020202", "here it is 0x", SAME_CPU]),
-        cpu("state msr-mtrr", ["MSR 0x2ff", "0xffffffff00000c06", "here it is 0x", SAME_CPU]),
+        cpu("state msr-reserved", ["MSR 0x2ff", "0xffffffff00000c06", "here it is 0x", SAME_CPU]),
+        cpu("state msr-address", ["MSR 0xc0000082", "0x8000000000000000", "here", SAME_CPU]),
+        cpu("state msr-apic-base", ["MSR 0x1b", "0xffffffffffffffff", "here it is 0x", SAME_CPU]),
+        cpu("state msr-efer", ["MSR 0xc0000080", "0x4000000000000000", "here it is", SAME_CPU]),
         cpu("state xsave-longer", ["xsave", "bytes", &xsave, SAME_CPU]),
         cpu("state xsave-shorter", ["xsave", "1024 bytes", &xsave, SAME_CPU]),
         cpu("state xsave-components", ["XSTATE_BV", "0x100", "KVM has 0x", SAME_CPU]),

@@ -114,7 +114,7 @@ fn other_storage_than_at_the_source() {
             "a read-only disk with other content",
             "incompatible",
             ["ro.img", "was", "is", same],
-            "cp $d/ro.img $0/files/other; printf x | dd of=$0/files/other conv=notrunc 2>&-; \
+            "cp $d/ro.img $0/files/other; printf x | dd of=$0/files/other conv=notrunc 2>/dev/null; \
              touch -r $d/ro.img $0/files/other; mount --bind $0/files/other $d/ro.img",
             ro,
         ),

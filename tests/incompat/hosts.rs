@@ -114,8 +114,8 @@ fn limits_and_memory() {
             ),
             view(
                 "something else in the place of KVM",
-                "unexpected",
-                ["/dev/kvm", "", "cannot open", "dmesg"],
+                "kvm-missing",
+                ["/dev/kvm", "", "cannot open", "that path"],
                 "mount --bind /dev/null /dev/kvm",
                 "umount /dev/kvm",
             ),

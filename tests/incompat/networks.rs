@@ -43,8 +43,9 @@ fn networks_of_the_destination() {
     }
     ip("link set lo up");
     for (bridge, mtu) in [("br0", 9000), ("br1", 9000), ("br2", 1500)] {
-        ip(&format!("link add {bridge} mtu {mtu} type bridge"));
-        ip(&format!("link set {bridge} up"));
+        ip(&format!("link add {bridge} type bridge"));
+        // Set, and not only given: it stays when the last port goes.
+        ip(&format!("link set {bridge} mtu {mtu} up"));
     }
     // The guest's network is known at alpha before it starts, and at beta between the cells.
     let net = format!("network=lan,mac={MAC},mtu=4000");
@@ -131,7 +132,7 @@ fn taps_of_the_destination() {
         renamed(
             "an interface that is no tap",
             ["tap0", "", "not a tap", "ip tuntap add"],
-            &[AWAY, "link add tap0 type dummy"],
+            &[AWAY, "link add tap0 type bridge"],
             &["link del tap0", BACK],
         ),
     ];

@@ -24,7 +24,7 @@ fn damaged_or_of_another_release() {
         state("header", ["header", "checksum", "should be", RELEASES]),
         state("too-large", ["bytes", "1099511627776", "more than any machine", RELEASES]),
         state("section", ["cannot be decoded", "16 bytes", "too many", RELEASES]),
-        state("unknown-device", ["cannot be decoded", "machine state", "", RELEASES]),
+        state("unknown-device", ["cannot be decoded", "a part of it", "not know", RELEASES]),
         state("contradiction", ["vCPUs", "of 2 vCPUs", "holds 1", RELEASES]),
         state("msrs", ["MSRs", "300", "256", RELEASES]),
         state("leaves", ["CPUID leaves", "300", "256", RELEASES]),

@@ -149,9 +149,10 @@ fn in_cpu(name: &str, state: &mut MachineState) -> bool {
         }
         "tsc" => state.vcpus.iter_mut().for_each(|vcpu| vcpu.tsc_khz *= 2),
         "msr-unknown" => msr(state, 0xDEAD, 7),
-        "msr-reserved" => msr(state, 0x277, 0x0202_0202_0202_0202),
-        "msr-mtrr" => msr(state, 0x2FF, 0xFFFF_FFFF_0000_0C06),
+        "msr-reserved" => msr(state, 0x2FF, 0xFFFF_FFFF_0000_0C06),
+        "msr-address" => msr(state, 0xC000_0082, 1 << 63),
         "msr-apic-base" => msr(state, 0x1B, u64::MAX),
+        "msr-efer" => msr(state, 0xC000_0080, 1 << 62),
         _ => return false,
     }
     true
