@@ -20,4 +20,5 @@ mod cpus;
 mod disks;
 mod hosts;
 mod networks;
+mod no_trace;
 mod states;
