@@ -114,7 +114,9 @@ pub fn trial(error: &MachineError) -> Failure {
         MachineError::Shape { .. } | MachineError::State(StateError::Inconsistent(_)) => {
             "use neighbouring releases of migrate on both hosts; if they are, report this"
         }
-        MachineError::State(_) => "use neighbouring releases of migrate on both hosts",
+        MachineError::State(_) | MachineError::Template(_) => {
+            "use neighbouring releases of migrate on both hosts"
+        }
         MachineError::Cpu(lack) => lack.remedy(),
         MachineError::Vcpu { source: VcpuError::TscKhz { .. }, .. } => {
             "use a host with the same TSC frequency"
@@ -131,7 +133,6 @@ pub fn trial(error: &MachineError) -> Failure {
         MachineError::Device { .. } | MachineError::Platform(_) => {
             "use neighbouring releases of migrate and the same definition on both hosts"
         }
-        MachineError::Template(_) => "use neighbouring releases of migrate on both hosts",
         MachineError::TooManyVcpus { .. } => "use a host whose KVM has more vCPUs",
         MachineError::Ram(_) => "free memory on that host, or move the guest to another one",
         MachineError::Kvm(KvmError::Capability { .. } | KvmError::ApiVersion(_)) => {
@@ -199,5 +200,27 @@ mod tests {
         let source = DeviceError::State { device: "vsock", reason: "cid".into() };
         let vsock = MachineError::Device { device: "vsock in slot 2".into(), source };
         assert_eq!(restore(&vsock).0.code, ErrorCode::BadStateFile);
+    }
+
+    #[test]
+    fn what_does_not_fit_has_a_remedy_between_hosts_and_not_in_a_file() {
+        let call = |call| {
+            MachineError::Kvm(KvmError::Call {
+                call,
+                source: std::io::Error::from_raw_os_error(12),
+            })
+        };
+        let source = VcpuError::TscKhz { state: 2, host: 1 };
+        for (error, remedy) in [
+            (call("KVM_SET_CLOCK"), "dmesg"),
+            (MachineError::Vcpu { index: 0, source }, "TSC frequency"),
+            (MachineError::TooManyVcpus { wanted: 2, limit: 1 }, "more vCPUs"),
+            (MachineError::State(StateError::TooNew(2)), "neighbouring releases"),
+        ] {
+            let failure = trial(&error).0;
+            assert!(failure.remedy.contains(remedy), "{failure:?}");
+            assert!(!failure.remedy.contains("file"), "{failure:?}");
+            assert_ne!(failure.code, ErrorCode::Unexpected, "{failure:?}");
+        }
     }
 }

@@ -1,33 +1,53 @@
 //! How much memory a guest process can have at most: what the host has, and what the control
-//! groups of the process leave it. Reads files; decides nothing about guests.
+//! groups and limits of the process leave it. Reads files; decides nothing about guests.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use nix::sys::resource::{Resource, getrlimit};
+
 /// Where control groups are.
 const GROUPS: &str = "/sys/fs/cgroup";
 
-/// A bound, and who sets it.
+/// What a process needs of its address space beside guest memory, bytes: its program, stacks, and
+/// what the allocator sets aside for threads.
+const OWN_ADDRESSES: u64 = 256 << 20;
+
+/// Who sets a bound.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum By {
+    /// The host's memory itself.
+    Host,
+    /// The control group with this file.
+    Group(PathBuf),
+    /// The limit of the process's address space.
+    Addresses,
+}
+
+/// The most that a guest's memory can be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bound {
     /// Bytes.
     pub bytes: u64,
-    /// The file that says so; `None` for the host's memory itself.
-    pub file: Option<PathBuf>,
+    /// Who says so.
+    pub by: By,
 }
 
 /// The least of all bounds; `None` if nothing is known.
 pub fn bound() -> Option<Bound> {
     let host = meminfo(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemTotal:")
-        .map(|bytes| Bound { bytes, file: None });
+        .map(|bytes| Bound { bytes, by: By::Host });
     let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let files = limits(Path::new(GROUPS), &own).into_iter();
     let groups = files.filter_map(|file| {
         let bytes = limit(&fs::read_to_string(&file).ok()?)?;
-        Some(Bound { bytes, file: Some(file) })
+        Some(Bound { bytes, by: By::Group(file) })
     });
-    // The host's own first: of equal ones it is the one that is named.
-    host.into_iter().chain(groups).min_by_key(|bound| bound.bytes)
+    let addresses = getrlimit(Resource::RLIMIT_AS)
+        .ok()
+        .map(|(soft, _)| Bound { bytes: soft.saturating_sub(OWN_ADDRESSES), by: By::Addresses });
+    // Of equal ones the first is named, and the host's own is the plainest.
+    host.into_iter().chain(groups).chain(addresses).min_by_key(|bound| bound.bytes)
 }
 
 /// A field of `/proc/meminfo`, in bytes.

@@ -22,7 +22,7 @@ use vmm::scribbler::{self, Params};
 
 use super::failure;
 use super::machine::VmmMachines;
-use super::memory::{self, Bound};
+use super::memory::{self, Bound, By};
 use crate::api::{ErrorCode, Failure};
 use crate::config::{Cache, DiskDefinition, GuestDefinition, GuestPaths, NetDefinition, NetLink};
 use crate::guest::disks::{Asked, DiskSet, Part};
@@ -191,29 +191,26 @@ fn config(definition: &GuestDefinition) -> Result<MachineConfig, Failure> {
 
 /// Guest RAM is only reserved as it is used, so a guest that can never fit would die late.
 fn check_memory(definition: &GuestDefinition) -> Result<(), Failure> {
-    let Some(Bound { bytes, file }) = memory::bound() else { return Ok(()) };
+    let Some(Bound { bytes, by }) = memory::bound() else { return Ok(()) };
     if definition.memory_bytes <= bytes {
         return Ok(());
     }
-    let guest = definition.memory_bytes >> 20;
-    let (message, remedy) = match file {
-        None => (
-            format!(
-                "the guest's memory of {guest} MiB is more than this host has ({} MiB)",
-                bytes >> 20
-            ),
-            "give it less memory or use a larger host",
+    let (less, remedy) = match by {
+        By::Host => ("this host has".to_owned(), "give it less memory or use a larger host"),
+        By::Group(file) => (
+            format!("the control group of its process may have ({})", file.display()),
+            "give it less memory or raise that limit",
         ),
-        Some(file) => (
-            format!(
-                "the guest's memory of {guest} MiB is more than the control group of its process \
-                 may have ({} MiB, {})",
-                bytes >> 20,
-                file.display()
-            ),
+        By::Addresses => (
+            "the limit of its process's address space leaves for it (ulimit -v)".to_owned(),
             "give it less memory or raise that limit",
         ),
     };
+    let message = format!(
+        "the guest's memory of {} MiB is more than {less}: {} MiB",
+        definition.memory_bytes >> 20,
+        bytes >> 20
+    );
     Err(Failure::new(ErrorCode::NoMemory, message, remedy))
 }
 

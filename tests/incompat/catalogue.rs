@@ -213,6 +213,7 @@ fn refusal(cell: &Cell, ran: &Ran) -> (String, Vec<String>) {
     let begun = message.starts_with("the guest was not moved to beta: ");
     let exit = if begun { 5 } else { 4 };
     must(ran.code == Some(exit), format!("it ended with {:?}: {all}", ran.code));
+    must(all.contains("beta") || all.contains("the destination"), format!("which host? {all}"));
     must(!remedy.is_empty(), format!("no remedy: {all}"));
     for part in [&cell.field, &cell.here, &cell.there, &cell.remedy] {
         must(all.contains(part.as_str()), format!("'{part}' is not in: {all}"));

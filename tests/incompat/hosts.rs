@@ -29,6 +29,7 @@ fn kernels() {
         odd("template x86-64-v9", "bad-definition", ["template", "x86-64-v9", "host", RELEASES]),
         odd("huge-pages", "no-memory", ["memory", "33554432", "huge pages", "nr_hugepages"]),
         odd("limit fsize 1048576", "no-memory", ["memory", "33554432", "too large", "free"]),
+        odd("limit as 285212672", "no-memory", ["address space", "32 MiB", "16 MiB", "raise"]),
         odd("call AE01 12", "incompatible", ["KVM_CREATE_VM", "", "Cannot allocate", "dmesg"]),
         odd("call AE46 12", "incompatible", ["KVM_SET_USER_MEMORY", "", "Cannot", "dmesg"]),
         odd("call AE60 17", "incompatible", ["KVM_CREATE_IRQCHIP", "", "File exists", "dmesg"]),

@@ -48,7 +48,6 @@ pub fn limit(name_and_value: &str) {
     let resource = match name {
         "as" => Resource::RLIMIT_AS,
         "fsize" => Resource::RLIMIT_FSIZE,
-        "nofile" => Resource::RLIMIT_NOFILE,
         other => panic!("a limit {other}"),
     };
     let value = value.parse().unwrap();

@@ -190,8 +190,8 @@ pub fn restore_before_clock(
     if xcrs.nr_xcrs as usize > xcrs.xcrs.len() {
         return Err(VcpuError::TooMany("XCRs"));
     }
-    let xcr0 = xcrs.xcrs.iter().take(xcrs.nr_xcrs as usize).find(|x| x.xcr == 0);
-    has_components("XCR0", xcr0.map_or(0, |x| x.value), user)?;
+    let first = xcrs.xcrs.iter().take(xcrs.nr_xcrs as usize).find(|x| x.xcr == 0);
+    has_components("XCR0", first.map_or(0, |x| x.value), user)?;
     vcpu.set_xcrs(&xcrs).map_err(VcpuError::call("KVM_SET_XCRS"))?;
     let debugregs: kvm_debugregs = parse("debugregs", &state.debugregs)?;
     vcpu.set_debug_regs(&debugregs).map_err(VcpuError::refused("KVM_SET_DEBUGREGS", || {
@@ -212,7 +212,7 @@ fn fit_xsave(saved: &[u8], wanted: usize) -> Result<Vec<u8>, VcpuError> {
     Ok(fitted)
 }
 
-/// The components that are not in their initial state: XSTATE_BV, in the header behind the legacy
+/// The components that are not in their initial state: `XSTATE_BV`, in the header behind the legacy
 /// region of 512 bytes (Intel SDM, volume 1, 13.4.2).
 fn components_in_use(xsave: &[u8]) -> u64 {
     let header = xsave.get(512..520).and_then(|b| b.try_into().ok());

@@ -184,8 +184,8 @@ fn an_address_is_that_of_one_guest_in_a_network() {
     // Another network, or another address there.
     let other = Claim { nets: net("dmz", mac), ..claim(2, 10) };
     room.reserve(attempt(2), other.clone(), &host).unwrap();
-    let next = Claim { nets: net("lan", [0x52, 0x54, 0, 0, 0, 2]), ..claim(3, 10) };
-    assert!(room.problems(&next, &host).is_empty());
+    let another = Claim { nets: net("lan", [0x52, 0x54, 0, 0, 0, 2]), ..claim(3, 10) };
+    assert!(room.problems(&another, &host).is_empty());
     // One that arrives has it, too.
     host.guests.clear();
     assert!(room.problems(&same, &host).is_empty());
