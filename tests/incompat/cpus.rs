@@ -31,10 +31,10 @@ fn one_of_each(model: &CpuModel) -> Vec<((u32, u32, Register), String)> {
                 features::hide(&mut less, std::slice::from_ref(name));
                 vmm::cpu::compat::missing(model, &less) == [name.clone()]
             };
-            let bits = (0..32).filter(|bit| leaf.get(register) & and & (1 << bit) != 0);
-            let names = bits.map(|bit| features::name(function, subleaf, register, bit));
-            let named = names.filter(|name| !name.starts_with("cpuid:"));
-            if let Some(name) = named.filter(alone).last() {
+            let bits = (0..32).rev().filter(|bit| leaf.get(register) & and & (1 << bit) != 0);
+            let mut features = bits.map(|bit| features::name(function, subleaf, register, bit));
+            let found_one = features.find(|name| !name.starts_with("cpuid:") && alone(name));
+            if let Some(name) = found_one {
                 found.push(((function, subleaf, register), name));
             }
         }

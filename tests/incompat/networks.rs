@@ -11,11 +11,20 @@ use crate::support::kvm;
 
 const MAC: &str = "52:54:00:aa:bb:cc";
 const TAP_MAC: &str = "52:54:00:aa:bb:cd";
+/// Takes the tap away, and brings it back.
+const AWAY: &str = "link set tap0 name away0";
+const BACK: &str = "link set away0 name tap0";
 
 #[track_caller]
 fn ip(words: &str) {
     let ran = Command::new("ip").args(words.split(' ')).output().unwrap();
     assert!(ran.status.success(), "ip {words}: {}", String::from_utf8_lossy(&ran.stderr));
+}
+
+fn all(commands: &[&str]) {
+    for words in commands {
+        ip(words);
+    }
 }
 
 /// Beta's network `lan` is this bridge, if any.
@@ -115,12 +124,10 @@ fn taps_of_the_destination() {
     // called otherwise, and a busy one as it is.
     let renamed = |name: &str, parts, set: &'static [&'static str], undo: &'static [&str]| {
         cell(name, "bad-net", parts, move |_| {
-            set.iter().for_each(|words| ip(words));
-            Box::new(move |_: &mut Pair| undo.iter().for_each(|words| ip(words)))
+            all(set);
+            Box::new(move |_: &mut Pair| all(undo))
         })
     };
-    const AWAY: &str = "link set tap0 name away0";
-    const BACK: &str = "link set away0 name tap0";
     let cells = vec![
         renamed("a tap in use", ["tap tap0", "", "in use", "of its own"], &[], &[]),
         renamed(

@@ -62,6 +62,9 @@ fn definition(name: &str, disk: &Path) -> GuestDefinition {
     }
 }
 
+/// Memory: every run of it that is allocated, by page.
+type Content = Vec<(Run, Vec<Vec<u8>>)>;
+
 /// A guest process' insides, in this process.
 struct Inside {
     machines: Machines,
@@ -81,7 +84,7 @@ impl Inside {
 }
 
 /// Content of memory: every run that is allocated.
-fn content(ram: &impl ReadUnits) -> Vec<(Run, Vec<Vec<u8>>)> {
+fn content(ram: &impl ReadUnits) -> Content {
     let (layout, mut all, mut from) = (ram.layout(), Vec::new(), 0);
     while let Ok(Some(run)) = ram.next_touched(from) {
         let read = |unit| {
@@ -110,11 +113,7 @@ fn still(state: &[u8]) -> MachineState {
 }
 
 /// The machine that comes of `state`, with this memory: what it says of itself, and its memory.
-fn arrives(
-    receiver: Receiver,
-    state: &[u8],
-    memory: &[(Run, Vec<Vec<u8>>)],
-) -> (MachineState, Vec<(Run, Vec<Vec<u8>>)>) {
+fn arrives(receiver: Receiver, state: &[u8], memory: &Content) -> (MachineState, Content) {
     let ram = receiver.ram();
     for (run, pages) in memory {
         WriteUnits::write(&ram, *run, &pages.concat()).unwrap();
@@ -166,7 +165,7 @@ fn a_rehearsal_leaves_no_trace() {
     let ram = receiver.ram();
     // Some of the guest is there already when the state is tried, and nothing else comes to it.
     let begin = WriteUnits::layout(&ram).run(300, 40).unwrap();
-    WriteUnits::write(&ram, begin, &[0xA5; 40 * 4096]).unwrap();
+    WriteUnits::write(&ram, begin, &vec![0xA5; 40 * 4096]).unwrap();
     let before = content(&ram);
     let rehearsal = receiver.rehearse(&first);
     assert_eq!(rehearsal.problems, [""; 0]);

@@ -138,7 +138,7 @@ fn in_cpu(name: &str, state: &mut MachineState) -> bool {
             }
         }
         "address-bits" => {
-            cpuid(state, (0x8000_0008, 0), Register::Eax, |r| *r = (*r & !0xFF) | 62);
+            cpuid(state, (0x8000_0008, 0), Register::Eax, |r| *r = (*r & !0xFF) | 0x3E);
         }
         "layout" => cpuid(state, (0xD, 2), Register::Ebx, |r| *r += 64),
         "kvm-leaf" => cpuid(state, (0x4000_0001, 0), Register::Eax, |r| *r |= 1 << 23),
