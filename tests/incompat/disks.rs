@@ -28,7 +28,7 @@ fn other_storage_than_at_the_source() {
         eprintln!("SKIPPED: no mount namespace can be made: run this test as root");
         return;
     }
-    let (data, ro, path) = ("umount $d/data.img", "umount $d/ro.img", "at the same path");
+    let (data, ro, path) = ("umount -l $d/data.img", "umount -l $d/ro.img", "at the same path");
     let same = "same storage";
     let cells = vec![
         disk(
@@ -36,7 +36,7 @@ fn other_storage_than_at_the_source() {
             "incompatible",
             ["shared disk", "data.img", "has not", path],
             "mkdir -p $0/files/empty; mount --bind $0/files/empty $d",
-            "umount $d",
+            "umount -l $d",
         ),
         disk(
             "a disk of another size",
@@ -64,14 +64,14 @@ fn other_storage_than_at_the_source() {
             "incompatible",
             ["data.img", "what the source wrote", "cannot be read here", same],
             "cp -r $d $0/files/copy; mount --bind $0/files/copy $d",
-            "umount $d; rm -r $0/files/copy",
+            "umount -l $d; rm -r $0/files/copy",
         ),
         disk(
             "other storage without a record",
             "bad-disk",
             ["data.img.migrate", "other host", "there is no", same],
             "mkdir $0/files/bare; cp $d/*.img $0/files/bare; mount --bind $0/files/bare $d",
-            "umount $d; rm -r $0/files/bare",
+            "umount -l $d; rm -r $0/files/bare",
         ),
         disk(
             "a record that is none",
@@ -79,14 +79,14 @@ fn other_storage_than_at_the_source() {
             ["data.img.migrate", "", "not usable", "move that file away"],
             "head -c 8192 /dev/zero | tr '\\0' x > $0/files/x; \
              mount --bind $0/files/x $d/data.img.migrate",
-            "umount $d/data.img.migrate",
+            "umount -l $d/data.img.migrate",
         ),
         disk(
             "a file system that is read-only",
             "bad-disk",
             ["data.img", "", "read-only", "writable"],
             "mount --bind $d $d; mount -o remount,ro,bind $d",
-            "umount $d",
+            "umount -l $d",
         ),
         disk(
             "a file system without direct I/O",
@@ -94,14 +94,14 @@ fn other_storage_than_at_the_source() {
             ["data.img", "direct I/O", "does not support", "cache=writeback"],
             "mkdir -p $0/files/ram; mount -t ramfs none $0/files/ram; cp $d/* $0/files/ram; \
              mount --bind $0/files/ram $d",
-            "umount $d; umount $0/files/ram",
+            "umount -l $d; umount -l $0/files/ram",
         ),
         disk(
             "a directory in the place of a disk",
             "bad-disk",
             ["ro.img", "regular file", "a directory", "regular file"],
             "mkdir -p $0/files/all/ro.img; cp -a $d/data* $0/files/all; mount --bind $0/files/all $d",
-            "umount $d; rm -r $0/files/all",
+            "umount -l $d; rm -r $0/files/all",
         ),
         disk(
             "a read-only disk of another size",

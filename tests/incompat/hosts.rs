@@ -108,7 +108,7 @@ fn other_views() {
             ["control group", "32 MiB", "16 MiB", "raise that limit"],
             "mkdir -p $0/files/groups/memory; cd $0/files/groups; echo 16777216 > memory.max; \
              cp memory.max memory/memory.limit_in_bytes; mount --bind . /sys/fs/cgroup",
-            "umount /sys/fs/cgroup",
+            "umount -l /sys/fs/cgroup",
         ),
         view(
             "little memory free",
@@ -116,35 +116,35 @@ fn other_views() {
             ["memory left", "needs 96 MiB", "24 MiB", "free memory there"],
             "printf 'MemTotal: 8000000 kB\\nMemAvailable: 286720 kB\\n' > $0/files/meminfo; \
              mount --bind $0/files/meminfo /proc/meminfo",
-            "umount /proc/meminfo",
+            "umount -l /proc/meminfo",
         ),
         view(
             "no KVM",
             "kvm-missing",
             ["/dev/kvm", "", "does not exist", "kvm_intel"],
             "mknod $0/files/none c 10 250; mount --bind $0/files/none /dev/kvm",
-            "umount /dev/kvm; rm $0/files/none",
+            "umount -l /dev/kvm; rm $0/files/none",
         ),
         view(
             "something else in the place of KVM",
             "kvm-missing",
             ["/dev/kvm", "", "cannot open", "that path"],
             "mount --bind /dev/null /dev/kvm",
-            "umount /dev/kvm",
+            "umount -l /dev/kvm",
         ),
         view(
             "the state directory cannot be written",
             "file",
             ["state", "", "Read-only file system", "check"],
             "mount --bind $0/state $0/state; mount -o remount,ro,bind $0/state",
-            "umount $0/state",
+            "umount -l $0/state",
         ),
         view(
             "the runtime directory cannot be written",
             "file",
             ["runtime directory", "", "Read-only file system", "check"],
             "mount --bind $0/run $0/run; mount -o remount,ro,bind $0/run",
-            "umount $0/run",
+            "umount -l $0/run",
         ),
     ];
     Pair::new(&[]).try_all("hosts: memory and directories", cells);

@@ -79,7 +79,7 @@ fn networks_of_the_destination() {
             |pair| {
                 pair.view(
                     "mknod $0/files/none c 10 250; mount --bind $0/files/none /dev/net/tun",
-                    "umount /dev/net/tun; rm $0/files/none",
+                    "umount -l /dev/net/tun; rm $0/files/none",
                 )
             },
         ),
