@@ -135,7 +135,7 @@ fn other_views() {
         view(
             "the state directory cannot be written",
             "file",
-            ["state", "", "Read-only file system", "check"],
+            ["state", "", "Read-only file system", "can be written"],
             "mount --bind $0/state $0/state; mount -o remount,ro,bind $0/state",
             "umount -l $0/state",
         ),
