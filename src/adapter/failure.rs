@@ -28,7 +28,10 @@ pub fn kvm(error: &KvmError) -> Failure {
         KvmError::Capability { .. } | KvmError::ApiVersion(_) => {
             (ErrorCode::KvmCapability, "use a newer kernel")
         }
-        KvmError::Open { .. } | KvmError::Call { .. } => {
+        KvmError::Open { .. } => {
+            (ErrorCode::KvmMissing, "see what stands at that path, and the kernel's log (dmesg)")
+        }
+        KvmError::Call { .. } => {
             (ErrorCode::Unexpected, "see the guest's log and the kernel's (dmesg)")
         }
     };
@@ -103,6 +106,48 @@ pub fn restore(error: &MachineError) -> Failure {
     failure
 }
 
+/// A guest that arrives could not be made out of what its source sent. What is wrong lies in the
+/// difference between two hosts, and that is where the remedy is.
+pub fn trial(error: &MachineError) -> Failure {
+    let mut failure = restore(error);
+    let remedy = match error {
+        MachineError::Shape { .. } | MachineError::State(StateError::Inconsistent(_)) => {
+            "use neighbouring releases of migrate on both hosts; if they are, report this"
+        }
+        MachineError::State(_) | MachineError::Template(_) => {
+            "use neighbouring releases of migrate on both hosts"
+        }
+        MachineError::Cpu(lack) => lack.remedy(),
+        MachineError::Vcpu { source: VcpuError::TscKhz { .. }, .. } => {
+            "use a host with the same TSC frequency"
+        }
+        MachineError::Vcpu { .. } => {
+            "use a host with the same kind of CPU and kernel, or start the guest with what both \
+             have: migrate host cpu -o FILE, then run it with --cpu-template @FILE"
+        }
+        MachineError::Device { device, source: DeviceError::Spec { .. } }
+            if device.starts_with("disk") =>
+        {
+            "give the destination the same disk at the same path"
+        }
+        MachineError::Device { .. } | MachineError::Platform(_) => {
+            "use neighbouring releases of migrate and the same definition on both hosts"
+        }
+        MachineError::TooManyVcpus { .. } => "use a host whose KVM has more vCPUs",
+        MachineError::Ram(_) => "free memory on that host, or move the guest to another one",
+        MachineError::Kvm(KvmError::Capability { .. } | KvmError::ApiVersion(_)) => {
+            "use a newer kernel on that host"
+        }
+        MachineError::Kvm(_) => "see that host's kernel log (dmesg), or use another host",
+        _ => return failure,
+    };
+    failure.0.remedy = remedy.into();
+    if failure.0.code == ErrorCode::Unexpected {
+        failure.0.code = ErrorCode::Incompatible;
+    }
+    failure
+}
+
 /// A saved machine could not be decoded.
 pub fn state(error: &StateError) -> Failure {
     let code = match error {
@@ -155,5 +200,27 @@ mod tests {
         let source = DeviceError::State { device: "vsock", reason: "cid".into() };
         let vsock = MachineError::Device { device: "vsock in slot 2".into(), source };
         assert_eq!(restore(&vsock).0.code, ErrorCode::BadStateFile);
+    }
+
+    #[test]
+    fn what_does_not_fit_has_a_remedy_between_hosts_and_not_in_a_file() {
+        let call = |call| {
+            MachineError::Kvm(KvmError::Call {
+                call,
+                source: std::io::Error::from_raw_os_error(12),
+            })
+        };
+        let source = VcpuError::TscKhz { state: 2, host: 1 };
+        for (error, remedy) in [
+            (call("KVM_SET_CLOCK"), "dmesg"),
+            (MachineError::Vcpu { index: 0, source }, "TSC frequency"),
+            (MachineError::TooManyVcpus { wanted: 2, limit: 1 }, "more vCPUs"),
+            (MachineError::State(StateError::TooNew(2)), "neighbouring releases"),
+        ] {
+            let failure = trial(&error).0;
+            assert!(failure.remedy.contains(remedy), "{failure:?}");
+            assert!(!failure.remedy.contains("file"), "{failure:?}");
+            assert_ne!(failure.code, ErrorCode::Unexpected, "{failure:?}");
+        }
     }
 }

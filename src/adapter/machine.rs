@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
+use vmm::config::{MachineConfig, MemoryConfig};
 use vmm::devices::console::{Console, ConsoleConfig};
 use vmm::devices::tap::Tap;
 use vmm::devices::virtio::block::BlockSpec;
@@ -94,7 +95,13 @@ impl VmmMachines {
                 *spec = VirtioSpec::Console(console.port());
             }
         }
-        Ok(Parts { events, serial, virtio, ..self.machine_parts()? })
+        let parts = self.machine_parts()?;
+        // Huge pages are reserved, and the guest's own are already. The trial touches next to
+        // nothing of its memory.
+        let memory = MemoryConfig::new(parts.config.memory.bytes(), false)
+            .map_err(|e| failure::unexpected("the memory of the trial", &e))?;
+        let config = MachineConfig { memory, ..parts.config };
+        Ok(Parts { config, events, serial, virtio })
     }
 
     fn builder(&self) -> Result<Builder, Failure> {

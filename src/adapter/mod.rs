@@ -3,6 +3,7 @@
 
 mod failure;
 mod machine;
+mod memory;
 mod open;
 mod receiver;
 mod units;

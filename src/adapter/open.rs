@@ -17,11 +17,12 @@ use vmm::devices::tap::Tap;
 use vmm::devices::virtio::block::open_disk;
 use vmm::events::EventSink;
 use vmm::kvm::Kvm;
-use vmm::memory::layout;
+use vmm::memory::layout::ACPI_PM_PORT;
 use vmm::scribbler::{self, Params};
 
 use super::failure;
 use super::machine::VmmMachines;
+use super::memory::{self, Bound, By};
 use crate::api::{ErrorCode, Failure};
 use crate::config::{Cache, DiskDefinition, GuestDefinition, GuestPaths, NetDefinition, NetLink};
 use crate::guest::disks::{Asked, DiskSet, Part};
@@ -77,7 +78,7 @@ impl OpenMachine for VmmHost {
     ) -> Result<Opened, Failure> {
         let config = config(definition)?;
         let kvm = Kvm::open().map_err(|e| failure::kvm(&e))?.hiding(passed.hidden);
-        check_host_memory(definition)?;
+        check_memory(definition)?;
         let boot = boot_source(definition)?;
         let disks = definition.disks.iter().map(disk).collect::<Result<_, _>>()?;
         let taps = taps(definition, passed.taps)?;
@@ -189,28 +190,28 @@ fn config(definition: &GuestDefinition) -> Result<MachineConfig, Failure> {
 }
 
 /// Guest RAM is only reserved as it is used, so a guest that can never fit would die late.
-fn check_host_memory(definition: &GuestDefinition) -> Result<(), Failure> {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let Some(total) = meminfo(&text, "MemTotal:") else { return Ok(()) };
-    if definition.memory_bytes <= total {
+fn check_memory(definition: &GuestDefinition) -> Result<(), Failure> {
+    let Some(Bound { bytes, by }) = memory::bound() else { return Ok(()) };
+    if definition.memory_bytes <= bytes {
         return Ok(());
     }
-    Err(Failure::new(
-        ErrorCode::NoMemory,
-        format!(
-            "the guest's memory of {} MiB is more than this host has ({} MiB)",
-            definition.memory_bytes >> 20,
-            total >> 20
+    let (less, remedy) = match by {
+        By::Host => ("this host has".to_owned(), "give it less memory or use a larger host"),
+        By::Group(file) => (
+            format!("the control group of its process may have ({})", file.display()),
+            "give it less memory or raise that limit",
         ),
-        "give it less memory or use a larger host",
-    ))
-}
-
-/// A field of `/proc/meminfo`, in bytes.
-fn meminfo(text: &str, field: &str) -> Option<u64> {
-    let line = text.lines().find(|l| l.starts_with(field))?;
-    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    kib.checked_mul(1024)
+        By::Addresses => (
+            "the limit of its process's address space leaves for it (ulimit -v)".to_owned(),
+            "give it less memory or raise that limit",
+        ),
+    };
+    let message = format!(
+        "the guest's memory of {} MiB is more than {less}: {} MiB",
+        definition.memory_bytes >> 20,
+        bytes >> 20
+    );
+    Err(Failure::new(ErrorCode::NoMemory, message, remedy))
 }
 
 fn boot_source(definition: &GuestDefinition) -> Result<BootSource, Failure> {
@@ -234,7 +235,7 @@ fn built_in(spec: &str, definition: &GuestDefinition) -> Result<(KernelImage, St
     let refuse = |e: scribbler::ParamError| failure::definition(e.to_string());
     let params = Params::parse(spec).map_err(refuse)?;
     params.fits(definition.memory_bytes, definition.cpus).map_err(refuse)?;
-    let cmdline = params.command_line(definition.cpus, Some(layout::ACPI_PM_PORT));
+    let cmdline = params.command_line(definition.cpus, Some(ACPI_PM_PORT));
     Ok((KernelImage::Bytes(scribbler::elf()), cmdline))
 }
 
@@ -291,16 +292,4 @@ fn log_files(paths: &GuestPaths) -> Result<LogFiles, Failure> {
     let current = paths.console_log();
     let previous = current.with_extension("log.1");
     Ok(LogFiles { current: open(current)?, previous: open(previous)? })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reads_meminfo() {
-        let text = "MemTotal:       24684092 kB\nMemFree:        1 kB\n";
-        assert_eq!(meminfo(text, "MemTotal:"), Some(24_684_092 * 1024));
-        assert_eq!(meminfo(text, "HugePages_Free:"), None);
-    }
 }

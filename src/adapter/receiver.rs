@@ -29,7 +29,7 @@ type Trial = Parts;
 impl VmmReceiver {
     /// Makes memory and KVM side of the machine out of `parts`; `trial` is for a rehearsal.
     pub fn new(kvm: &Kvm, parts: Parts, trial: Parts) -> Result<Self, Failure> {
-        let builder = Builder::new(kvm, parts).map_err(|e| failure::machine(&e))?;
+        let builder = Builder::new(kvm, parts).map_err(|e| failure::trial(&e))?;
         let ram =
             Ram::new(builder.ram().clone()).map_err(|e| failure::unexpected("guest memory", &e))?;
         Ok(Self { builder, ram, kvm: kvm.clone(), trial: Some(trial) })
@@ -40,13 +40,13 @@ impl VmmReceiver {
             let why = "a state is tried once for each attempt";
             return Err(failure::unexpected("the rehearsal", &why));
         };
-        let builder = Builder::new(&self.kvm, parts).map_err(|e| failure::machine(&e))?;
+        let builder = Builder::new(&self.kvm, parts).map_err(|e| failure::trial(&e))?;
         let began = Instant::now();
-        let state = vmm::state::decode(state).map_err(|e| failure::state(&e))?;
+        let state = vmm::state::decode(state).map_err(|e| failure::trial(&e.into()))?;
         let restored = builder.restore(&state, ClockMode::Account, &mut |_| Ok(()));
         // Before the machine goes, which takes longer than to make it.
         let took = began.elapsed();
-        restored.map_err(|e| failure::restore(&e))?;
+        restored.map_err(|e| failure::trial(&e))?;
         Ok(took)
     }
 }

@@ -13,7 +13,7 @@ use super::identity::{Known, now};
 use super::peer::{Answer, Question, Reply, Request, VERSIONS, decode};
 use super::{Daemon, host_name, unexpected};
 use crate::api::moving::HostRef;
-use crate::api::{ErrorCode, Failure};
+use crate::api::{ErrorBody, ErrorCode, Failure};
 
 /// How long an answer may take.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -86,6 +86,15 @@ fn remedy(host: &str, error: &ConnectError) -> String {
     }
 }
 
+/// What another host refused. Where its words speak of "this host", they say which that is.
+fn in_its_words(host: &str, mut body: ErrorBody) -> Failure {
+    let named = [format!("'{host}'"), "the destination".to_owned()];
+    if !named.iter().any(|name| body.message.contains(name)) {
+        body.message = format!("host '{host}': {}", body.message);
+    }
+    Failure(Box::new(body))
+}
+
 impl Daemon {
     /// What is known of a host.
     pub(super) fn known(&self, name: &str) -> Result<Known, Failure> {
@@ -150,7 +159,7 @@ impl Daemon {
         })??;
         let (since, joined) = (now(), peer.signed);
         self.files.remember(Known { id: Some(reply.host.id), since, joined, ..known })?;
-        let answer = reply.answer.map_err(|body| Failure(Box::new(body)))?;
+        let answer = reply.answer.map_err(|body| in_its_words(name, body))?;
         Ok(Told { host: reply.host, address, round_trip, answer })
     }
 

@@ -51,7 +51,13 @@ impl Host {
     /// A host that is in no site yet, and has no daemon.
     #[track_caller]
     pub fn new(name: &str) -> Self {
-        Self::at(name, Home::new(), "127.0.0.1", free_ports())
+        Self::of(name, Home::new())
+    }
+
+    /// As [`Self::new`], with this home.
+    #[track_caller]
+    pub fn of(name: &str, home: Home) -> Self {
+        Self::at(name, home, "127.0.0.1", free_ports())
     }
 
     /// As [`Self::new`], with this home, address and first port.

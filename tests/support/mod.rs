@@ -140,6 +140,8 @@ fn read_in_thread(from: Option<impl Read + Send + 'static>) -> mpsc::Receiver<St
 #[derive(Debug)]
 pub struct Home {
     dir: TempDir,
+    /// The program that its commands are.
+    binary: PathBuf,
     /// Words that run a command where this instance lives; none if that is here.
     enter: Vec<String>,
 }
@@ -154,7 +156,16 @@ impl Home {
     pub fn entered(enter: Vec<String>) -> Self {
         // The name is short: paths of sockets are.
         let dir = tempfile::Builder::new().prefix("mg").rand_bytes(6).tempdir();
-        Self { dir: dir.expect("a temporary directory"), enter }
+        let binary = env!("CARGO_BIN_EXE_migrate").into();
+        Self { dir: dir.expect("a temporary directory"), binary, enter }
+    }
+
+    /// The same, with another program in the place of `migrate`.
+    #[must_use]
+    pub fn with(mut self, binary: PathBuf) -> Self {
+        assert!(binary.exists(), "{} is built by: cargo test", binary.display());
+        self.binary = binary;
+        self
     }
 
     pub fn path(&self) -> &Path {
@@ -178,8 +189,8 @@ impl Home {
     }
 
     pub fn command(&self, words: &[&str]) -> Command {
-        let binary = env!("CARGO_BIN_EXE_migrate").to_owned();
-        let all: Vec<&String> = self.enter.iter().chain([&binary]).collect();
+        let enter = self.enter.iter().map(Path::new);
+        let all: Vec<&Path> = enter.chain([self.binary.as_path()]).collect();
         let mut command = Command::new(all[0]);
         command.args(&all[1..]).args(words);
         self.surround(&mut command);

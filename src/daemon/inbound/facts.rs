@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::Read;
 
-use super::room::{Present, writable};
+use super::room::{Present, nets, writable};
 use crate::api::GuestInfo;
 use crate::config::{Dirs, GuestPaths};
 use crate::host::leftover::{Life, life};
@@ -60,6 +60,7 @@ fn present(dirs: &Dirs, name: String) -> Present {
         },
         cpus: info.cpus,
         disks: writable(&info.definition),
+        nets: nets(&info.definition),
     }
 }
 

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use uuid::Uuid;
 
 use crate::api::{ErrorCode, Failure};
-use crate::config::GuestDefinition;
+use crate::config::{GuestDefinition, NetLink};
 
 /// Memory that a guest process needs beside its guest's RAM, bytes.
 const OVERHEAD: u64 = 64 << 20;
@@ -53,6 +53,8 @@ pub struct Claim {
     pub cpus: u32,
     /// Disks that it writes.
     pub disks: Vec<PathBuf>,
+    /// Its interfaces.
+    pub nets: Vec<Net>,
     /// UDP ports that its receiver needs.
     pub ports: usize,
 }
@@ -68,6 +70,7 @@ impl Claim {
             memory: guest.memory_bytes,
             cpus: guest.cpus,
             disks: writable(guest),
+            nets: nets(guest),
             ports,
         }
     }
@@ -80,6 +83,14 @@ impl Claim {
 /// Disks that `guest` writes.
 pub fn writable(guest: &GuestDefinition) -> Vec<PathBuf> {
     guest.disks.iter().filter(|d| !d.read_only).map(|d| d.path.clone()).collect()
+}
+
+/// An interface: what it is joined to, and its address.
+pub type Net = (NetLink, [u8; 6]);
+
+/// The interfaces of `guest`.
+pub fn nets(guest: &GuestDefinition) -> Vec<Net> {
+    guest.nets.iter().map(|net| (net.link.clone(), net.mac)).collect()
 }
 
 /// A guest that has a process here.
@@ -97,6 +108,8 @@ pub struct Present {
     pub cpus: u32,
     /// Disks that it writes.
     pub disks: Vec<PathBuf>,
+    /// Its interfaces.
+    pub nets: Vec<Net>,
 }
 
 /// The host, as it is at this moment.
@@ -201,6 +214,7 @@ impl Room {
         let problems = [
             self.name_or_identity(claim, host),
             self.disk(claim, host),
+            self.address(claim, host),
             self.too_many(&used),
             self.too_many_cpus(claim, &used),
             self.too_much_memory(claim, &used),
@@ -324,6 +338,25 @@ impl Room {
             ErrorCode::DiskLocked,
             format!("another guest at the destination has the disk {}", disk.display()),
             "give each guest a disk of its own",
+        ))
+    }
+
+    /// Two interfaces with one address in one network: neither would work.
+    fn address(&self, claim: &Claim, host: &Host) -> Option<Failure> {
+        let there = self.others(host).flat_map(|g| g.nets.iter().map(move |net| (&g.name, net)));
+        let promised = self.held.values().map(|h| &h.claim);
+        let promised = promised.flat_map(|c| c.nets.iter().map(move |net| (&c.name, net)));
+        let (other, (link, mac)) =
+            there.chain(promised).find(|(_, net)| claim.nets.contains(net))?;
+        let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+        Some(Failure::new(
+            ErrorCode::BadNet,
+            format!(
+                "the address {mac} of guest '{}' is that of guest '{other}' at the destination \
+                 already, both in {link}",
+                claim.name
+            ),
+            "give one of the two another address: --net ...,mac=MAC",
         ))
     }
 

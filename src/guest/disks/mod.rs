@@ -237,6 +237,14 @@ impl DiskSet {
         self.all_or_none(DiskLock::take_next, DiskLock::drop_next)
     }
 
+    /// Whether [`Self::take_next`] would succeed now. Takes nothing.
+    ///
+    /// # Errors
+    /// As [`Self::take_next`].
+    pub fn peek_next(&self) -> Result<(), DiskOpenError> {
+        self.disks.iter().try_for_each(|disk| disk.lock.peek_next())
+    }
+
     /// Lets OWNER go everywhere.
     ///
     /// # Errors

@@ -284,6 +284,11 @@ fn why(reason: Reason, text: &str, side: Side, to: &str) -> ErrorBody {
         Side::Source if !ended => Some(GuestState::Running),
         _ => None,
     };
-    let message = format!("the guest was not moved to {to}: {text}");
+    // What the rehearsal found is said in the other host's words.
+    let by = match (reason, side) {
+        (Reason::Incompatible, Side::Source) => format!("host '{to}': "),
+        _ => String::new(),
+    };
+    let message = format!("the guest was not moved to {to}: {by}{text}");
     ErrorBody { code, message, remedy: remedy.into(), retryable: false, guest_state: state }
 }

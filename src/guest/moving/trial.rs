@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::api::{ErrorCode, Failure};
-use crate::guest::disks::DiskSet;
+use crate::guest::disks::{DiskSet, DiskSetError};
 use crate::guest::fingerprint::{self, Fingerprint};
 use crate::guest::save::SavedDisk;
 
@@ -87,6 +87,7 @@ pub fn attempt(
     let checks = [
         disks.check_nonces(&trial.nonces).map_err(|e| e.failure()),
         prints(saved).and_then(|here| same(here).map_err(|e| e.failure())),
+        disks.peek_next().map_err(|e| DiskSetError::from(e).failure()),
     ];
     rehearsal.problems.extend(checks.into_iter().filter_map(Result::err).map(|e| said(&e)));
     rehearsal

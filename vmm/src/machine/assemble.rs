@@ -160,13 +160,15 @@ impl Builder {
 
     /// Before anything is filled in: a CPU that lacks what the guest was promised.
     fn check_cpu(&self, state: &MachineState) -> Result<(), MachineError> {
-        let Some(first) = state.vcpus.first() else { return Ok(()) };
         let offered = host::offered(&self.kvm)?;
-        let told = first.msrs.iter().find(|m| m.index == ARCH_CAPABILITIES);
-        // A state that does not say what the guest was told promises nothing.
-        let value = told.map_or_else(|| offered.msr(ARCH_CAPABILITIES), |m| m.value);
-        let told = Msr { index: ARCH_CAPABILITIES, value };
-        has_all(&CpuModel::from_entries(&first.cpuid, vec![told]), &offered)
+        for vcpu in &state.vcpus {
+            let told = vcpu.msrs.iter().find(|m| m.index == ARCH_CAPABILITIES);
+            // A state that does not say what the guest was told promises nothing.
+            let value = told.map_or_else(|| offered.msr(ARCH_CAPABILITIES), |m| m.value);
+            let told = Msr { index: ARCH_CAPABILITIES, value };
+            has_all(&CpuModel::from_entries(&vcpu.cpuid, vec![told]), &offered)?;
+        }
+        Ok(())
     }
 
     fn check_shape(&self, state: &MachineState) -> Result<(), MachineError> {

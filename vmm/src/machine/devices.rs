@@ -80,10 +80,21 @@ impl VirtioSpec {
             (Self::Rng(file), S::Rng(s)) => Box::new(Rng::restore(file, s)),
             (Self::Vsock(spec), S::Vsock(s)) => Box::new(VsockDevice::restore(spec, s)?),
             (_, other) => {
-                let reason = format!("the saved guest has another device there: {other:?}");
+                let reason = format!("the saved guest has another device there: {}", kind(other));
                 return Err(DeviceError::State { device: name, reason });
             }
         })
+    }
+}
+
+/// What a saved device is, in the words of [`VirtioSpec::name`].
+fn kind(state: &VirtioDeviceState) -> &'static str {
+    match state {
+        VirtioDeviceState::Block(_) => "disk",
+        VirtioDeviceState::Net(_) => "network interface",
+        VirtioDeviceState::Console(_) => "virtio console",
+        VirtioDeviceState::Rng(_) => "entropy source",
+        VirtioDeviceState::Vsock(_) => "vsock",
     }
 }
 

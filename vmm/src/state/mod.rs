@@ -190,12 +190,24 @@ pub fn decode(bytes: &[u8]) -> Result<MachineState, StateError> {
         return Err(StateError::Checksum { found, wanted: header.payload_crc });
     }
     let (state, rest): (MachineState, &[u8]) =
-        postcard::take_from_bytes(payload).map_err(|e| StateError::Decode(e.to_string()))?;
+        postcard::take_from_bytes(payload).map_err(|e| StateError::Decode(why(&e)))?;
     if !rest.is_empty() {
         return Err(StateError::Decode(format!("{} bytes too many", rest.len())));
     }
     check(&state)?;
     Ok(state)
+}
+
+/// What a failed decode says.
+fn why(error: &postcard::Error) -> String {
+    match error {
+        // An enum's number that has no meaning.
+        postcard::Error::SerdeDeCustom => {
+            "a part of it is of a kind that this program does not know".into()
+        }
+        postcard::Error::DeserializeUnexpectedEnd => "its end is missing".into(),
+        other => other.to_string(),
+    }
 }
 
 /// Checks counts. What a count leaves open is checked by whoever restores that part.

@@ -4,15 +4,15 @@
 //! Documentation/virt/kvm/api.rst on the single calls.
 
 use kvm_bindings::{
-    CpuId, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_sregs,
-    kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state,
+    kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::VcpuFd;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::{VcpuError, msrs};
 use crate::cpu::compat::same_frequency;
-use crate::kvm::{Capabilities, ioctls};
+use crate::kvm::{Capabilities, Kvm, ioctls};
 use crate::state::v1::{CpuidEntry, VcpuState};
 
 /// What a vCPU of this machine has, found out once.
@@ -20,6 +20,9 @@ use crate::state::v1::{CpuidEntry, VcpuState};
 pub struct Abilities {
     /// Bytes of extended state.
     pub xsave_bytes: usize,
+    /// Components of the extended state that KVM has for a guest: those of XCR0, and those that
+    /// only the guest's kernel switches (CPUID 0xD).
+    pub components: Components,
     /// The TSC-offset attribute is there.
     pub tsc_offset: bool,
     /// The TSC frequency can be set.
@@ -28,12 +31,41 @@ pub struct Abilities {
     pub msrs: Vec<u32>,
 }
 
+/// Components of the extended state, by bit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Components {
+    /// Those that XCR0 may have.
+    pub user: u64,
+    /// Those of `IA32_XSS`.
+    pub supervisor: u64,
+}
+
+impl Components {
+    fn of(kvm: &Kvm) -> Result<Self, VcpuError> {
+        let supported = kvm
+            .fd()
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(VcpuError::call("KVM_GET_SUPPORTED_CPUID"))?;
+        let leaf = |index| {
+            let all = supported.as_slice().iter();
+            all.filter(|e| e.function == 0xD).find(|e| e.index == index).copied()
+        };
+        let wide = |high: u32, low: u32| u64::from(high) << 32 | u64::from(low);
+        Ok(Self {
+            // x87 and SSE are there without the leaf.
+            user: leaf(0).map_or(0, |e| wide(e.edx, e.eax)) | 3,
+            supervisor: leaf(1).map_or(0, |e| wide(e.edx, e.ecx)),
+        })
+    }
+}
+
 impl Abilities {
     /// Finds out, on the first vCPU.
-    pub fn probe(kvm: &crate::kvm::Kvm, vcpu: &VcpuFd) -> Result<Self, VcpuError> {
+    pub fn probe(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Self, VcpuError> {
         let caps: &Capabilities = kvm.capabilities();
         Ok(Self {
             xsave_bytes: caps.xsave_bytes,
+            components: Components::of(kvm)?,
             tsc_offset: ioctls::has_tsc_offset(vcpu),
             tsc_control: caps.tsc_control,
             msrs: msrs::saveable(kvm, vcpu)?,
@@ -140,21 +172,31 @@ pub fn restore_before_clock(
     }
     set_cpuid(vcpu, &state.cpuid)?;
     vcpu.set_mp_state(kvm_mp_state { mp_state: state.mp_state })
-        .map_err(VcpuError::call("KVM_SET_MP_STATE"))?;
+        .map_err(VcpuError::refused("KVM_SET_MP_STATE", || {
+            format!("mp_state {}", state.mp_state)
+        }))?;
     let regs: kvm_regs = parse("regs", &state.regs)?;
     vcpu.set_regs(&regs).map_err(VcpuError::call("KVM_SET_REGS"))?;
     let sregs: kvm_sregs = parse("sregs", &state.sregs)?;
-    vcpu.set_sregs(&sregs).map_err(VcpuError::call("KVM_SET_SREGS"))?;
+    vcpu.set_sregs(&sregs).map_err(VcpuError::refused("KVM_SET_SREGS", || {
+        format!("cr0 {:#x}, cr4 {:#x}, efer {:#x}", sregs.cr0, sregs.cr4, sregs.efer)
+    }))?;
     let xsave = fit_xsave(&state.xsave, abilities.xsave_bytes)?;
+    let Components { user, supervisor } = abilities.components;
+    has_components("XSTATE_BV", components_in_use(&xsave), user | supervisor)?;
     ioctls::set_xsave(vcpu, &xsave, abilities.xsave_bytes)
         .map_err(|source| VcpuError::Call { call: "KVM_SET_XSAVE", source })?;
     let xcrs: kvm_xcrs = parse("xcrs", &state.xcrs)?;
     if xcrs.nr_xcrs as usize > xcrs.xcrs.len() {
         return Err(VcpuError::TooMany("XCRs"));
     }
+    let first = xcrs.xcrs.iter().take(xcrs.nr_xcrs as usize).find(|x| x.xcr == 0);
+    has_components("XCR0", first.map_or(0, |x| x.value), user)?;
     vcpu.set_xcrs(&xcrs).map_err(VcpuError::call("KVM_SET_XCRS"))?;
     let debugregs: kvm_debugregs = parse("debugregs", &state.debugregs)?;
-    vcpu.set_debug_regs(&debugregs).map_err(VcpuError::call("KVM_SET_DEBUGREGS"))
+    vcpu.set_debug_regs(&debugregs).map_err(VcpuError::refused("KVM_SET_DEBUGREGS", || {
+        format!("dr6 {:#x}, dr7 {:#x}, flags {:#x}", debugregs.dr6, debugregs.dr7, debugregs.flags)
+    }))
 }
 
 /// The extended state in this host's size. The size depends on what the host's CPU has, not on
@@ -168,6 +210,18 @@ fn fit_xsave(saved: &[u8], wanted: usize) -> Result<Vec<u8>, VcpuError> {
     let mut fitted = saved.to_vec();
     fitted.resize(wanted, 0);
     Ok(fitted)
+}
+
+/// The components that are not in their initial state: `XSTATE_BV`, in the header behind the legacy
+/// region of 512 bytes (Intel SDM, volume 1, 13.4.2).
+fn components_in_use(xsave: &[u8]) -> u64 {
+    let header = xsave.get(512..520).and_then(|b| b.try_into().ok());
+    header.map_or(0, u64::from_le_bytes)
+}
+
+/// KVM says no more than "invalid"; this says what is missing.
+fn has_components(register: &'static str, saved: u64, here: u64) -> Result<(), VcpuError> {
+    if saved & !here == 0 { Ok(()) } else { Err(VcpuError::Components { register, saved, here }) }
 }
 
 /// Second half: what depends on guest time. `offset` is guest TSC minus host TSC.
@@ -190,7 +244,9 @@ pub fn restore_after_clock(
     msrs::write(vcpu, &msrs::restore_order(&state.msrs, by_offset, rearm))?;
     // After REGS, which drop pending exceptions.
     let events: kvm_vcpu_events = parse("events", &state.events)?;
-    vcpu.set_vcpu_events(&events).map_err(VcpuError::call("KVM_SET_VCPU_EVENTS"))?;
+    vcpu.set_vcpu_events(&events).map_err(VcpuError::refused("KVM_SET_VCPU_EVENTS", || {
+        format!("flags {:#x}", events.flags)
+    }))?;
     // Tells the guest's watchdogs that it was stopped. Guests without kvmclock answer EINVAL.
     let _ = vcpu.kvmclock_ctrl();
     Ok(())

@@ -32,6 +32,16 @@ pub enum VcpuError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// A part of a saved state was refused.
+    #[error("KVM refused {call} ({values} in the saved state): {source}")]
+    Refused {
+        /// The ioctl.
+        call: &'static str,
+        /// What it was to set, as far as it tells something.
+        values: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// More entries than KVM takes.
     #[error("more {0} than KVM takes")]
     TooMany(&'static str),
@@ -61,6 +71,18 @@ pub enum VcpuError {
         /// Here.
         wanted: usize,
     },
+    /// The guest uses components of the extended state that this host has not.
+    #[error(
+        "{register} of the saved vCPU is {saved:#x}, this host's CPU or KVM has {here:#x}: use a host that has the same, or a CPU template that both have"
+    )]
+    Components {
+        /// The register.
+        register: &'static str,
+        /// In the state.
+        saved: u64,
+        /// What it may have here.
+        here: u64,
+    },
     /// The TSC frequencies differ.
     #[error(
         "the guest's TSC runs at {state} kHz, this host's at {host} kHz: use a host of the same frequency"
@@ -80,6 +102,18 @@ impl VcpuError {
     /// Wraps a failed ioctl.
     pub fn call(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Self {
         move |e| Self::Call { call, source: io::Error::from_raw_os_error(e.errno()) }
+    }
+
+    /// Wraps a failed ioctl that was to bring `values` back.
+    pub fn refused(
+        call: &'static str,
+        values: impl FnOnce() -> String,
+    ) -> impl FnOnce(kvm_ioctls::Error) -> Self {
+        move |e| Self::Refused {
+            call,
+            values: values(),
+            source: io::Error::from_raw_os_error(e.errno()),
+        }
     }
 }
 

@@ -12,13 +12,15 @@ fn claim(n: u8, mib: u64) -> Claim {
         memory: mib * MIB,
         cpus: 1,
         disks: vec![],
+        nets: vec![],
         ports: 2,
     }
 }
 
 fn present(n: u8, mib: u64, untouched: u64) -> Present {
     let Claim { name, uuid, memory, .. } = claim(n, mib);
-    Present { name, uuid: Some(uuid), memory, untouched: untouched * MIB, cpus: 1, disks: vec![] }
+    let untouched = untouched * MIB;
+    Present { name, uuid: Some(uuid), memory, untouched, cpus: 1, disks: vec![], nets: vec![] }
 }
 
 /// A host with so much memory beside its own, and room for the process of one guest.
@@ -168,6 +170,28 @@ proptest! {
             prop_assert_eq!(once.len(), ports.len());
         }
     }
+}
+
+#[test]
+fn an_address_is_that_of_one_guest_in_a_network() {
+    let mac = [0x52, 0x54, 0, 0, 0, 1];
+    let net = |network: &str, mac| vec![(NetLink::Network(network.into()), mac)];
+    let mut room = Room::default();
+    let mut host = host(400);
+    host.guests.push(Present { nets: net("lan", mac), ..present(9, 10, 0) });
+    let parts = ["52:54:00:00:00:01", "'g1'", "'g9'", "network lan"];
+    let same = Claim { nets: net("lan", mac), ..claim(1, 10) };
+    refused(&mut room, same.clone(), &host, ErrorCode::BadNet, &parts);
+    // Another network, or another address there.
+    let other = Claim { nets: net("dmz", mac), ..claim(2, 10) };
+    room.reserve(attempt(2), other.clone(), &host).unwrap();
+    let another = Claim { nets: net("lan", [0x52, 0x54, 0, 0, 0, 2]), ..claim(3, 10) };
+    assert!(room.problems(&another, &host).is_empty());
+    // One that arrives has it, too.
+    host.guests.clear();
+    assert!(room.problems(&same, &host).is_empty());
+    let third = Claim { nets: other.nets, ..claim(4, 10) };
+    refused(&mut room, third, &host, ErrorCode::BadNet, &["'g2'", "network dmz"]);
 }
 
 #[test]

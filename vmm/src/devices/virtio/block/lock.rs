@@ -93,6 +93,20 @@ impl DiskLock {
         self.release(Range::Next)
     }
 
+    /// Whether NEXT could be taken now. Takes nothing, not even for a moment.
+    ///
+    /// # Errors
+    /// As [`DiskLock::take_owner`].
+    pub fn peek_next(&self) -> Result<(), DiskOpenError> {
+        let kind = if self.shared { libc::F_RDLCK } else { libc::F_WRLCK };
+        let mut lock = range_lock(Range::Next, kind).map_err(|e| self.failed(e))?;
+        fcntl(&self.disk, FcntlArg::F_OFD_GETLK(&mut lock)).map_err(|e| self.failed(e))?;
+        if libc::c_int::from(lock.l_type) == libc::F_UNLCK {
+            return Ok(());
+        }
+        Err(DiskOpenError::Locked(self.path.clone()))
+    }
+
     fn take(&self, range: Range) -> Result<(), DiskOpenError> {
         let kind = if self.shared { libc::F_RDLCK } else { libc::F_WRLCK };
         match set_lock(&self.disk, range, kind) {
@@ -111,15 +125,18 @@ impl DiskLock {
     }
 }
 
-fn set_lock(file: &File, range: Range, kind: libc::c_int) -> Result<(), Errno> {
-    let lock = libc::flock {
+fn range_lock(range: Range, kind: libc::c_int) -> Result<libc::flock, Errno> {
+    Ok(libc::flock {
         l_type: libc::c_short::try_from(kind).map_err(|_| Errno::EINVAL)?,
         l_whence: libc::c_short::try_from(libc::SEEK_SET).map_err(|_| Errno::EINVAL)?,
         l_start: range.start(),
         l_len: 1,
         l_pid: 0,
-    };
-    fcntl(file, FcntlArg::F_OFD_SETLK(&lock)).map(drop)
+    })
+}
+
+fn set_lock(file: &File, range: Range, kind: libc::c_int) -> Result<(), Errno> {
+    fcntl(file, FcntlArg::F_OFD_SETLK(&range_lock(range, kind)?)).map(drop)
 }
 
 #[cfg(test)]
@@ -179,7 +196,11 @@ mod tests {
         };
         start(&source).unwrap();
         source.drop_next().unwrap();
+        target.peek_next().unwrap();
+        third.peek_next().unwrap();
         target.take_next().unwrap();
+        target.peek_next().unwrap();
+        refused(&third.peek_next());
         refused(&start(&third));
         refused(&target.take_owner());
         source.drop_owner().unwrap();

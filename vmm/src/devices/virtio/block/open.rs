@@ -144,9 +144,13 @@ fn open_file(path: &Path, read_only: bool, direct: bool) -> Result<File, DiskOpe
             path: path_buf(),
             access: if read_only { "reading" } else { "reading and writing" },
         },
-        Some(libc::EINVAL) if direct && open(!read_only, false).is_ok() => {
-            DiskOpenError::DirectUnsupported(path_buf())
-        }
+        Some(libc::EINVAL) if direct => match open(!read_only, false).and_then(|f| f.metadata()) {
+            Ok(there) if there.is_dir() => {
+                DiskOpenError::Kind { path: path_buf(), kind: "a directory" }
+            }
+            Ok(_) => DiskOpenError::DirectUnsupported(path_buf()),
+            Err(_) => DiskOpenError::Open { path: path_buf(), source },
+        },
         _ => DiskOpenError::Open { path: path_buf(), source },
     })
 }
@@ -169,8 +173,8 @@ mod tests {
         let path = |name: &str| dir.path().join(name);
         let error = |p: &Path, read_only, direct| open_disk(p, read_only, direct).unwrap_err();
         assert!(matches!(error(&path("none"), false, false), DiskOpenError::Missing(_)));
-        for read_only in [false, true] {
-            let e = error(dir.path(), read_only, false);
+        for (read_only, direct) in [(false, false), (true, false), (false, true), (true, true)] {
+            let e = error(dir.path(), read_only, direct);
             assert!(matches!(e, DiskOpenError::Kind { kind: "a directory", .. }), "{e}");
         }
         let e = error(Path::new("/dev/null"), true, false);
