@@ -164,7 +164,7 @@ mod tests {
             (ms(LINK_MS), "a guest that is still copied is not waited for"),
             (orphan, "a receiver whose source does not come"),
             (ms(pause_limit(0, 0)), "or four times --max-downtime"),
-            (daemon::LOOK, "between two tries to settle"),
+            (daemon::LATER, "between two tries to settle"),
             (ms(usual.max_downtime_ms), "longest predicted time for which it may stand still"),
             (ms(usual.timeout_ms), "the copy gives up after this long"),
         ];

@@ -68,7 +68,7 @@ use config::Config;
 use identity::{Files, Identity};
 // Users are told of these: migrate help moving.
 pub use inbound::{LAUNCH, ORPHAN};
-pub use keeper::LOOK;
+pub use keeper::LATER;
 pub use peers::PATIENCE;
 
 /// Time between two looks at the certificate's age.

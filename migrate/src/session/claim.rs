@@ -6,7 +6,7 @@
 use tokio::sync::mpsc;
 
 use crate::handover::resolve::{self, Facts, Memory, Plan, Refused, Wish};
-use crate::handover::term::{HostId, Term};
+use crate::handover::term::{Beside, HostId, Stamp, Term};
 use crate::port::{Lock, Rights};
 
 /// What an operator wants, and what is known elsewhere.
@@ -16,7 +16,9 @@ pub struct Claim {
     pub wish: Wish,
     /// The highest term that any host knows which could be asked.
     pub elsewhere: Term,
-    /// A joined host that could not be asked, and is not the fenced one.
+    /// The highest right under which a host that could be asked owns the guest.
+    pub owned_by: Option<Stamp>,
+    /// A host that could not be asked, and is not the one that is fenced.
     pub silent: Option<HostId>,
     /// Where the answer goes: the term under which the guest runs here now, nothing if it is given
     /// up.
@@ -55,9 +57,8 @@ pub(super) fn decide<D: Rights, T>(
         beside: beside.filter(|_| shared),
         memory: Memory::Whole,
         elsewhere: claim.elsewhere,
-        // Whoever says that it has the guest is heard before anybody is asked to claim it.
         runs_at: None,
-        owned_by: None,
+        owned_by: claim.owned_by,
         silent: claim.silent,
     };
     let done = resolve::resolve(claim.wish, &facts)
@@ -72,7 +73,7 @@ pub(super) fn decide<D: Rights, T>(
     done
 }
 
-fn lock<D: Rights>(rights: &mut D) -> Result<Option<crate::handover::term::Beside>, NotClaimed> {
+fn lock<D: Rights>(rights: &mut D) -> Result<Option<Beside>, NotClaimed> {
     let failed = |e: D::Error| NotClaimed::Failed(e.to_string());
     match rights.take_owner().map_err(failed)? {
         Lock::Taken(_) => {}

@@ -242,17 +242,16 @@ impl Place {
     }
 
     /// Nobody else may use this term any more. OWNER is held.
-    async fn reserve(&self, term: Term) -> Input {
-        let name = &self.whose.name;
+    async fn reserve(&mut self, term: Term) -> Input {
         let Some(set) = self.disks.clone() else { return Input::StampFailed };
         match tokio::task::spawn_blocking(move || set.stamp_offer(term)).await {
             Ok(Ok(())) => Input::OfferStamped,
             Ok(Err(error)) => {
-                tracing::warn!(GUEST = name, %error, "a hand-over waits for the guest's disks");
+                self.complain(format!("it waits for the guest's disks: {error}"));
                 Input::StampFailed
             }
             Err(error) => {
-                tracing::error!(GUEST = name, %error, "the guest's disks");
+                self.complain(format!("the guest's disks: {error}"));
                 Input::StampFailed
             }
         }

@@ -97,8 +97,8 @@ fn every_request_needs_a_right() {
             Request::Join { .. } => 10,
             Request::ProcessGone { .. } => 11,
             Request::Cpu => 12,
-            Request::Paths { .. } => 13,
-            Request::Word { .. } => 14,
+            Request::Word { .. } => 13,
+            Request::Paths { .. } => 14,
         })
         .collect();
     assert_eq!(kinds.len(), 15);

@@ -279,19 +279,18 @@ mod tests {
             any::<u128>().prop_map(|save| State::Saved { save: Uuid::from_u128(save) }),
         ];
         let since = Timestamp::MIN.as_second()..=Timestamp::MAX.as_second();
-        let optional = any::<Option<String>>;
-        let texts = (any::<String>(), any::<String>(), optional(), optional());
+        let texts = (any::<String>(), any::<String>(), any::<Option<String>>());
         let numbers = (any::<u128>(), any::<Option<u128>>(), 1..u64::MAX, any::<bool>());
         (texts, numbers, since, state).prop_map(|(texts, numbers, since, state)| Record {
             uuid: Uuid::from_u128(numbers.0),
             name: texts.0,
             host: texts.1,
             peer: texts.2,
-            note: texts.3,
             since: Timestamp::from_second(since).unwrap(),
             origin: numbers.1.map(Uuid::from_u128),
             saved_ever: numbers.3,
             state,
+            note: None,
             says: says(&owned(numbers.2)),
             ledger: owned(numbers.2),
         })
