@@ -10,8 +10,9 @@ use super::values::WaitFor;
 use super::{Done, OK, Session, foreground};
 use crate::api::client::{CallError, GuestClient, LOOK_DEADLINE};
 use crate::api::{ErrorCode, Failure, GuestInfo, GuestState, LaunchSpec, LoadSpec};
-use crate::config::{GuestDefinition, GuestFile, generate_mac, keep_identity};
+use crate::config::{GuestDefinition, GuestFile, generate_mac};
 use crate::guest::savefile;
+use crate::host::persistent;
 use crate::host::registry::locate;
 use crate::host::spawn::{Launched, launch};
 use crate::show::guest::sentence;
@@ -89,33 +90,9 @@ pub fn start(session: &Session, args: StartArgs) -> Done {
         session.out.result(&info, &format!("{} (it was started before)", sentence(&info)))?;
         return Ok(OK);
     }
-    let path = session.dirs.definition(&name);
-    if !path.exists() {
-        return Err(Failure::new(
-            ErrorCode::NotFound,
-            format!("there is no definition {}", path.display()),
-            "write it ('migrate help files'), or use: migrate run",
-        ));
-    }
-    let mut file = GuestFile::read(&path)?;
-    if file.name.get_or_insert_with(|| name.clone()) != &name {
-        return Err(Failure::new(
-            ErrorCode::BadDefinition,
-            format!("{} names its guest differently", path.display()),
-            format!("write name = \"{name}\" there, or leave the name out"),
-        ));
-    }
-    session.dirs.prepare()?;
-    keep_identity(&mut file, &session.dirs.identity(&name))?;
-    let spec = LaunchSpec {
-        definition: file.finish()?,
-        dirs: session.dirs.clone(),
-        load: None,
-        die_with_parent: false,
-        stdio_console: false,
-        start_paused: ready.paused,
-        receive: None,
-    };
+    let definition = persistent::definition(&session.dirs, &name)?;
+    let start_paused = ready.paused;
+    let spec = LaunchSpec { start_paused, ..persistent::launch_spec(&session.dirs, definition) };
     let launched = launch_new(session, &spec, None, Some(BUILD_DEADLINE))?;
     report(session, &launched.info, &ready)
 }

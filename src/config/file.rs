@@ -76,6 +76,8 @@ pub struct GuestFile {
     pub on_crash: Option<OnCrash>,
     /// What SIGTERM does.
     pub on_host_stop: Option<OnHostStop>,
+    /// The daemon starts it when its host has booted.
+    pub autostart: Option<bool>,
 }
 
 /// `[[disk]]`
@@ -251,6 +253,7 @@ impl GuestFile {
             console_file: over.console_file.or(self.console_file),
             on_crash: over.on_crash.or(self.on_crash),
             on_host_stop: over.on_host_stop.or(self.on_host_stop),
+            autostart: over.autostart.or(self.autostart),
         }
     }
 

@@ -216,7 +216,10 @@ impl Daemon {
                 tracing::warn!(%failure, "where a host is was not noted");
                 Ok(())
             }
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                self.places.heard();
+                Ok(())
+            }
         }
     }
 

@@ -298,7 +298,7 @@ fn is_free(daemon: &Daemon, port: u16) -> bool {
 }
 
 /// Waits for a process on a thread: it lives as long as its guest.
-fn reap(mut child: Child) {
+pub fn reap(mut child: Child) {
     let reaper = std::thread::Builder::new().name("reaper".into());
     if let Err(error) = reaper.spawn(move || child.wait()) {
         tracing::warn!(%error, "no thread waits for a guest process");

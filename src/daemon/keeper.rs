@@ -16,6 +16,7 @@ use migrate_engine::handover::journal::Record as Step;
 use migrate_engine::handover::message::{Body, Message, from_ledger};
 use migrate_engine::handover::term::{BootId, HostId};
 use migrate_engine::session::relay;
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 use self::place::Place;
@@ -24,24 +25,43 @@ use super::{Daemon, moves, unexpected};
 use crate::api::client::GuestClient;
 use crate::api::moving::{PeerGone, Words};
 use crate::api::{ErrorCode, Failure};
-use crate::config::hex;
+use crate::config::{GuestDefinition, hex};
 use crate::guest::journal::{self, Journal, JournalError, Whose};
 use crate::guest::moving::rights;
-use crate::host::registry;
+use crate::host::{persistent, registry};
 
 /// A switch that is not settled is tried for this long without a pause.
 pub const PATIENCE: Duration = Duration::from_mins(2);
 /// Time between two looks at a switch that is not settled.
-const AGAIN: Duration = Duration::from_millis(500);
-/// Time between two tries to settle what could not be settled at once.
-pub const LATER: Duration = Duration::from_secs(30);
+const AGAIN: Duration = Duration::from_millis(300);
+/// Time between two looks for switches that are not settled.
+const LOOK: Duration = Duration::from_secs(2);
+/// A host that is asked again and again is dialled for so long each time, so that a link that is
+/// back is noticed soon; and every so many tries for as long as its distance may take.
+const DIAL: (Duration, u32) = (Duration::from_secs(1), 8);
 
 /// A keeper's place, shared by those who act for the same guest.
 pub type Acting = Arc<tokio::sync::Mutex<Place>>;
 
 /// The places that are taken.
 #[derive(Debug, Default)]
-pub struct Places(Mutex<BTreeMap<Uuid, Weak<tokio::sync::Mutex<Place>>>>);
+pub struct Places {
+    taken: Mutex<BTreeMap<Uuid, Weak<tokio::sync::Mutex<Place>>>>,
+    /// A host was heard of: what is not settled may be now.
+    heard: Notify,
+}
+
+impl Places {
+    /// Another host was heard of.
+    pub fn heard(&self) {
+        self.heard.notify_waiters();
+    }
+
+    fn is_taken(&self, guest: Uuid) -> bool {
+        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.get(&guest).is_some_and(|place| place.strong_count() > 0)
+    }
+}
 
 /// Who speaks for a guest on this host.
 pub enum Speaker {
@@ -71,7 +91,7 @@ fn may_say(message: &Message, from: Uuid, here: Uuid) -> bool {
 }
 
 /// This boot of the host.
-fn boot() -> Result<BootId, Failure> {
+pub(super) fn boot() -> Result<BootId, Failure> {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
         .map_err(|e| unexpected("the boot id", &e))?;
     let boot = Uuid::parse_str(text.trim()).map_err(|e| unexpected("the boot id", &e))?;
@@ -97,7 +117,7 @@ impl Daemon {
     /// # Errors
     /// The journal or the marks cannot be read.
     pub(super) fn speaker(&self, guest: Uuid) -> Result<Speaker, Failure> {
-        let mut places = self.places.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut places = self.places.taken.lock().unwrap_or_else(PoisonError::into_inner);
         places.retain(|_, place| place.strong_count() > 0);
         if let Some(acting) = places.get(&guest).and_then(Weak::upgrade) {
             return Ok(Speaker::Us(acting));
@@ -118,15 +138,24 @@ impl Daemon {
             host: HostId(self.id.as_u128()),
             boot,
         };
-        let definition = moves::record::definition_of(&self.dirs, guest).or_else(|| {
-            super::inbound::facts::info(&self.dirs.guest(&whose.name))
-                .filter(|info| info.uuid == guest)
-                .map(|info| info.definition)
-        });
+        let definition = self.definition_of(guest, &whose.name);
         let place = Place::take(journal, whose, marks, definition);
         let acting = Arc::new(tokio::sync::Mutex::new(place));
         places.insert(guest, Arc::downgrade(&acting));
         Ok(Speaker::Us(acting))
+    }
+
+    /// What a guest is made of, if anything here still knows.
+    pub(super) fn definition_of(&self, guest: Uuid, name: &str) -> Option<GuestDefinition> {
+        let left = || {
+            let info = super::inbound::facts::info(&self.dirs.guest(name))?;
+            Some(info.definition)
+        };
+        let kept = || persistent::definition(&self.dirs, name).ok();
+        let own = |definition: &GuestDefinition| definition.uuid == guest;
+        moves::record::definition_of(&self.dirs, guest)
+            .or_else(|| left().filter(own))
+            .or_else(|| kept().filter(own))
     }
 
     /// Delivers a word that the host `from` says; answers what there is to say to it at once.
@@ -175,7 +204,7 @@ impl Daemon {
 
     /// Carries a word to another host, and what that says to it back to the process.
     pub(super) async fn carry(self: &Arc<Self>, host: &str, guest: Uuid, words: Words) {
-        match self.ask(host, Request::Words { guest, words }).await {
+        match self.ask_within(Some(DIAL.0), host, Request::Words { guest, words }).await {
             Ok(told) => {
                 if let Answer::Words(Some(words)) = told.answer
                     && let Some(client) = self.process_of(guest).await
@@ -199,10 +228,13 @@ impl Daemon {
     ) -> bool {
         let began = Instant::now();
         let mut said = acting.lock().await.go_on().await;
+        let mut tries = 0u32;
         loop {
             for message in std::mem::take(&mut said) {
+                tries = tries.wrapping_add(1);
+                let limit = (!tries.is_multiple_of(DIAL.1)).then_some(DIAL.0);
                 // Not under the place's lock: the other side may be asking us.
-                if let Some(heard) = self.tell(guest, &message).await {
+                if let Some(heard) = self.tell(limit, guest, &message).await {
                     said.extend(acting.lock().await.hear(Input::Heard(heard)).await);
                 }
             }
@@ -216,19 +248,25 @@ impl Daemon {
                 tracing::info!(%guest, "a hand-over is not settled yet");
                 return false;
             }
-            tokio::time::sleep(AGAIN).await;
+            // Whichever is first; that it was the time is no news.
+            let _ = tokio::time::timeout(AGAIN, self.places.heard.notified()).await;
             said = acting.lock().await.hear(Input::Timer(Timer::Again)).await;
         }
     }
 
     /// Says a word to the other side, and hears what it says to it.
-    async fn tell(self: &Arc<Self>, guest: Uuid, message: &Message) -> Option<Message> {
+    async fn tell(
+        self: &Arc<Self>,
+        limit: Option<Duration>,
+        guest: Uuid,
+        message: &Message,
+    ) -> Option<Message> {
         let own = HostId(self.id.as_u128());
         let switch = message.switch;
         let other = if switch.from == own { switch.to } else { switch.from };
         let host = self.name_of(Uuid::from_u128(other.0))?;
         let words = words_of(message)?;
-        let told = self.ask(&host, Request::Words { guest, words }).await.ok()?;
+        let told = self.ask_within(limit, &host, Request::Words { guest, words }).await.ok()?;
         match told.answer {
             Answer::Words(Some(words)) => message_of(&words),
             _ => None,
@@ -236,16 +274,19 @@ impl Daemon {
     }
 
     /// Settles what guests left open that have neither a process nor a record of their move here:
-    /// after a reboot, for example.
+    /// after a reboot, for example. Each for as long as it takes: its journal stays locked.
     pub(super) async fn settle_all(self: Arc<Self>) {
         loop {
             for guest in self.open_journals() {
                 let Ok(Speaker::Us(acting)) = self.speaker(guest) else { continue };
-                if self.settle(guest, acting, AGAIN).await {
-                    self.settled(guest);
-                }
+                let daemon = Arc::clone(&self);
+                tokio::spawn(async move {
+                    if daemon.settle(guest, acting, Duration::MAX).await {
+                        daemon.settled(guest);
+                    }
+                });
             }
-            tokio::time::sleep(LATER).await;
+            tokio::time::sleep(LOOK).await;
         }
     }
 
@@ -260,7 +301,8 @@ impl Daemon {
             let now = record.as_ref().and_then(|r| r.ledger.now());
             matches!(now, Some(Step::Offered(_) | Step::Ceded(_) | Step::Receiving(_)))
         };
-        guests.filter(|guest| !self.moves.follows(*guest) && open(guest)).collect()
+        let free = |guest: &Uuid| !self.moves.follows(*guest) && !self.places.is_taken(*guest);
+        guests.filter(|guest| free(guest) && open(guest)).collect()
     }
 
     /// Tells the host on the other side of a move that the guest's process here is dead.

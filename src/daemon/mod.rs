@@ -12,6 +12,7 @@
 //! | [`moves`] | moves: begun, followed, on record until they end; how one away from here goes |
 //! | [`inbound`] | moves to here: room reserved, receivers started, followed, cleared up |
 //! | [`keeper`] | answers for guest processes that are gone |
+//! | [`autostart`] | starts guests when the host has booted |
 //! | [`history`] | reports of moves, as files |
 //! | [`cpu`] | what hosts' CPUs have, and have in common |
 //! | [`check`] | what is well and what is not between two hosts |
@@ -22,6 +23,7 @@
 
 mod answers;
 mod api;
+mod autostart;
 mod check;
 pub mod config;
 mod cpu;
@@ -125,6 +127,7 @@ async fn serve(dirs: &Dirs) -> Result<(), Failure> {
     daemon.go_online()?;
     history::prune(dirs);
     daemon.adopt();
+    tokio::spawn(autostart::start_all(Arc::clone(&daemon)));
     tokio::spawn(renew(Arc::clone(&daemon)));
     tokio::spawn(gossip::refresh(Arc::clone(&daemon)));
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| unexpected("signals", &e))?;

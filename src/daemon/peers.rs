@@ -113,10 +113,28 @@ impl Daemon {
     /// # Errors
     /// It cannot be reached, is not who it should be, or refuses; its own words then.
     pub(super) async fn ask(&self, name: &str, request: Request) -> Result<Told, Failure> {
+        self.ask_within(None, name, request).await
+    }
+
+    /// As [`Self::ask`], but does not try to reach it for longer than `limit`. Who dials again and
+    /// again hears of a link that is back sooner by short tries than by one that backs off.
+    pub(super) async fn ask_within(
+        &self,
+        limit: Option<Duration>,
+        name: &str,
+        request: Request,
+    ) -> Result<Told, Failure> {
         let dialler = self.dialler()?;
         let known = self.known(name)?;
         let address = resolve(&known.address).await?;
-        let session = dialler.dial(address, &known.name).await;
+        let dialling = dialler.dial(address, &known.name);
+        let session = match limit {
+            None => dialling.await,
+            Some(limit) => tokio::time::timeout(limit, dialling).await.map_err(|_| {
+                let what = format!("host '{name}' did not answer within {} ms", limit.as_millis());
+                Failure::new(ErrorCode::Unreachable, what, "see its daemon's log").retryable()
+            })?,
+        };
         let session = session.map_err(|e| {
             self.note_refusal(name, &e);
             not_connected(name, &e)

@@ -3,6 +3,7 @@
 
 pub mod exits;
 pub mod leftover;
+pub mod persistent;
 pub mod registry;
 pub mod scope;
 pub mod spawn;

@@ -33,6 +33,8 @@ pub struct Place {
     keeper: Option<Keeper>,
     /// What is to be done before anything else.
     effects: VecDeque<Effect>,
+    /// What stood in the way last: each is told once.
+    trouble: String,
 }
 
 impl Place {
@@ -57,6 +59,7 @@ impl Place {
             began: Instant::now(),
             keeper: Some(keeper),
             effects: first.into(),
+            trouble: String::new(),
         }
     }
 
@@ -87,7 +90,7 @@ impl Place {
                             self.step(Input::Recorded(record));
                         }
                         Err(error) => {
-                            tracing::error!(GUEST = self.whose.name, %error, "the journal cannot be written");
+                            self.complain(format!("the journal cannot be written: {error}"));
                             // It stays to be done, when somebody asks or time has passed.
                             self.effects.push_front(effect);
                             return said;
@@ -133,12 +136,11 @@ impl Place {
 
     /// OWNER of every disk keeps everybody else from them; then what stands beside them counts.
     async fn take_owner(&mut self) -> Input {
-        let name = &self.whose.name;
         let Some(definition) = self.definition.clone() else {
-            tracing::error!(
-                GUEST = name,
-                "a hand-over is not settled: it is not known here which \
-                disks the guest has, so whether another host ran it since cannot be seen"
+            self.complain(
+                "it is not known here which disks the guest has, so whether another host ran it \
+                 since cannot be seen"
+                    .into(),
             );
             return Input::OwnerBusy;
         };
@@ -158,13 +160,20 @@ impl Place {
                 Input::OwnerTaken(beside)
             }
             Ok(Err(error)) => {
-                tracing::warn!(GUEST = name, %error, "a hand-over waits for the guest's disks");
+                self.complain(format!("it waits for the guest's disks: {error}"));
                 Input::OwnerBusy
             }
             Err(error) => {
-                tracing::error!(GUEST = name, %error, "the guest's disks");
+                self.complain(format!("the guest's disks: {error}"));
                 Input::OwnerBusy
             }
+        }
+    }
+
+    fn complain(&mut self, trouble: String) {
+        if self.trouble != trouble {
+            tracing::warn!(GUEST = self.whose.name, trouble, "a hand-over is not settled");
+            self.trouble = trouble;
         }
     }
 }

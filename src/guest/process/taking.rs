@@ -6,11 +6,12 @@ use std::io;
 use std::net::UdpSocket;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use migrate_engine::handover::term::{BootId, HostId};
+use migrate_engine::handover::term::{Beside, BootId, HostId};
 use uuid::Uuid;
 use vmm::events::EventSink;
 
@@ -19,7 +20,7 @@ use crate::api::{ErrorCode, Failure, LaunchSpec, LoadSpec};
 use crate::config::{Dirs, GuestDefinition, OnHostStop, host_id};
 use crate::guest::confine::{Reach, confine};
 use crate::guest::disks::{Asked, Claim, DiskSet, DiskSetError};
-use crate::guest::journal::{self, Journal, SharedJournal, Whose};
+use crate::guest::journal::{self, Journal, JournalError, SharedJournal, Whose};
 use crate::guest::load::{self, Grant, Known};
 use crate::guest::moving::link;
 use crate::guest::owner::HostStopFile;
@@ -117,8 +118,8 @@ pub(super) fn take<O: OpenMachine>(
     if let Some(all) = journal_dir.parent() {
         journal::prune(all, Timestamp::now() - JOURNALS_KEPT);
     }
-    let journal = Journal::take(&journal_dir)?;
     let whose = whose(definition, dirs)?;
+    let journal = take_journal(&journal_dir, &whose)?;
     let mut opened = machine.open(definition, &dir, passed, events)?;
     let claim = if spec.receive.is_some() { Claim::Receive } else { Claim::Start };
     let disk_set = opened.claim_disks(Asked { guest: definition.uuid, claim })?;
@@ -158,6 +159,20 @@ pub(super) fn take<O: OpenMachine>(
     confine(&Reach::new(dirs, dir.paths(), (journal_dir, marks), saves))
         .map_err(|e| unexpected("the guest process cannot be confined", &e))?;
     Ok(Taken { dir, journal, right, opened, disks: disks.into(), disk_set, host_stop, sockets })
+}
+
+/// Takes the guest's journal. If somebody holds it who is no guest process, but settles for a dead
+/// one whose the guest is, what the journal says is the better answer.
+fn take_journal(dir: &Path, whose: &Whose) -> Result<Journal, Failure> {
+    let held = match Journal::take(dir) {
+        Err(held @ JournalError::Held { .. }) => held,
+        taken => return Ok(taken?),
+    };
+    if let Ok(Some(record)) = journal::read(dir) {
+        let known = Known { last: Some(&record), whose, beside: Beside::NOTHING };
+        load::grant_start(&known)?;
+    }
+    Err(held.into())
 }
 
 /// Under the disks' locks, so that nobody changes them after the look.
