@@ -17,6 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::cpu::GuestCpu;
 use super::daemon_client::MoveEvents;
 use super::moving::{Bandwidth, CancelAnswer, MoveStart, PeerGone, Words};
+use super::resolve::{Claim, Claimed};
 use super::{
     ErrorBody, ErrorCode, Failure, GuestInfo, SaveRequest, SaveResult, StopRequest, StopResult,
     ThrottleRequest, WaitResult,
@@ -150,6 +151,11 @@ impl GuestClient {
     pub async fn peer_gone(&self, why: &PeerGone) -> Result<serde_json::Value, CallError> {
         let body = encode(Some(why))?;
         self.exchange(Method::POST, "/v1/move/peer-gone", body, Some(LOOK_DEADLINE)).await
+    }
+
+    /// Tells the process that holds a guest in doubt what an operator says.
+    pub async fn claim(&self, claim: &Claim) -> Result<Claimed, CallError> {
+        self.exchange(Method::POST, "/v1/claim", encode(Some(claim))?, Some(CHANGE_DEADLINE)).await
     }
 
     /// Gives the move that goes on its share of the host's bandwidth.

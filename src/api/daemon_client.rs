@@ -20,10 +20,13 @@ use super::host::{
     MovePlan, MoveRequest, RemoveRequest,
 };
 use super::moving::{CancelAnswer, MoveEvent, MoveReport};
+use super::resolve::{ResolveRequest, Resolved, Standing};
 use super::{ErrorCode, Failure};
 
 /// How long the daemon may take for a call for which it asks other hosts.
 const ASK_DEADLINE: Duration = Duration::from_secs(30);
+/// How long an operator's word may take, which may start a guest.
+const RESOLVE_DEADLINE: Duration = Duration::from_mins(2);
 /// How long a check may take, in which both hosts try every port of the other.
 const CHECK_DEADLINE: Duration = Duration::from_mins(1);
 /// Longest event that is read, in bytes; the report at the end is the longest.
@@ -119,6 +122,22 @@ impl DaemonClient {
     /// Tells the daemon to read its identity and configuration again.
     pub async fn reload(&self) -> Result<serde_json::Value, CallError> {
         self.call(Method::POST, "/v1/reload", None::<&()>, Some(ASK_DEADLINE)).await
+    }
+
+    /// What every host knows of a guest.
+    pub async fn standing(&self, guest: &str) -> Result<Standing, CallError> {
+        let path = format!("/v1/doubts/{}", escape(guest));
+        self.call(Method::GET, &path, None::<&()>, Some(ASK_DEADLINE)).await
+    }
+
+    /// Does what an operator says of a guest.
+    pub async fn resolve(
+        &self,
+        guest: &str,
+        request: &ResolveRequest,
+    ) -> Result<Resolved, CallError> {
+        let path = format!("/v1/doubts/{}", escape(guest));
+        self.call(Method::POST, &path, Some(request), Some(RESOLVE_DEADLINE)).await
     }
 
     /// The events of a move, from its beginning to its result.

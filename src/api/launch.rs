@@ -216,6 +216,7 @@ mod tests {
             stdio_console: console,
             start_paused: false,
             receive: None,
+            claim: None,
         }
     }
 

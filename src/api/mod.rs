@@ -33,6 +33,7 @@ pub mod fds;
 pub mod host;
 pub mod launch;
 pub mod moving;
+pub mod resolve;
 
 pub use error::{ErrorBody, ErrorCode, Failure};
 pub use exit::{ExitHow, ExitRecord};
@@ -200,6 +201,9 @@ pub struct LaunchSpec {
     /// Receive the guest from another host instead of booting it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receive: Option<moving::ReceiveSpec>,
+    /// Start it by an operator's word, although its journal alone would not allow it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claim: Option<resolve::Claim>,
 }
 
 /// How to continue from a saved file, which is passed as a descriptor (see [`launch`]). The

@@ -12,7 +12,7 @@ use crate::api::ClockChoice;
 use crate::config::{DiskFile, Instance, NetFile, parse_duration, parse_name, parse_size};
 
 use self::host::HostArgs;
-use self::moving::{DemoArgs, HistoryArgs, MoveArgs, WatchArgs, WhichArgs};
+use self::moving::{DemoArgs, HistoryArgs, MoveArgs, ResolveArgs, WatchArgs, WhichArgs};
 use super::values::{WaitFor, parse_disk, parse_net, parse_percent, parse_wait_for};
 
 /// Run, pause, save and move KVM guests.
@@ -110,6 +110,8 @@ pub enum Command {
     History(HistoryArgs),
     /// Show everything about a move
     Report(WhichArgs),
+    /// Say where a guest shall be whose other host is gone for good
+    Resolve(ResolveArgs),
     /// The hosts that guests are moved between
     Host(HostArgs),
     /// Run the service of this host

@@ -11,9 +11,9 @@ use super::args::{LsArgs, StopArgs, ThrottleArgs};
 use super::{Done, OK, Session};
 use crate::api::client::{CHANGE_DEADLINE, CallError, GuestClient, LOOK_DEADLINE};
 use crate::api::{ErrorCode, ExitHow, ExitRecord, Failure, GuestInfo, GuestState, StopHow};
-use crate::host::exits;
 use crate::host::leftover::{Life, life};
 use crate::host::registry::{self, describe, locate, wait_gone};
+use crate::host::{doubt, exits};
 use crate::show;
 
 /// How long a guest may take to power off, if nothing is said.
@@ -38,19 +38,31 @@ pub fn show(session: &Session, name: &str) -> Done {
     let out = session.out;
     let client = match locate(&session.dirs, name) {
         Ok(client) => client,
-        Err(absent) if stopped(&absent) => {
+        Err(absent) => {
+            // Whose it is counts for more than how its last process here ended.
+            if let Some(guest) = doubt::all(&session.dirs).into_iter().find(|d| d.name == name) {
+                out.result(&guest, &show::doubt::page(&guest, out.style))?;
+                return Ok(OK);
+            }
+            if !stopped(&absent) {
+                return Err(absent);
+            }
             let record = exits::latest(&session.dirs, name).ok().flatten().ok_or(absent)?;
             out.result(&record, &show::guest::ended_page(&record))?;
             return Ok(OK);
         }
-        Err(other) => return Err(other),
     };
     let deadline = session.global.timeout.unwrap_or(LOOK_DEADLINE);
     let info = client.info(deadline).map_err(|e| client.failure(e))?;
     if out.json {
         out.result(&info, "")?;
     } else {
-        out.print(&show::guest::page(&info, jiff::Timestamp::now(), out.style))?;
+        let mut page = show::guest::page(&info, jiff::Timestamp::now(), out.style);
+        if matches!(info.state, GuestState::Leaving | GuestState::Arriving) {
+            let doubts = doubt::all(&session.dirs).into_iter().filter(|d| d.uuid == info.uuid);
+            page.push_str(&show::doubt::notes(&doubts.collect::<Vec<_>>()));
+        }
+        out.print(&page)?;
     }
     Ok(OK)
 }

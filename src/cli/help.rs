@@ -7,12 +7,13 @@ use super::{Done, OK, Session};
 use crate::api::{ErrorCode, Failure};
 
 /// Topics: name, what it is about, text.
-pub const TOPICS: [(&str, &str, &str); 7] = [
+pub const TOPICS: [(&str, &str, &str); 8] = [
     ("exit-codes", "what exit codes and error codes mean", include_str!("topics/exit-codes.txt")),
     ("files", "definitions, directories, sockets, logs", include_str!("topics/files.txt")),
     ("moving", "moving guests while they run", include_str!("topics/moving.txt")),
     ("networking", "ports, trust between hosts, cards", include_str!("topics/networking.txt")),
     ("quickstart", "the first steps", include_str!("topics/quickstart.txt")),
+    ("recovery", "guests whose other host is gone", include_str!("topics/recovery.txt")),
     ("scribbler", "the built-in guest that checks itself", include_str!("topics/scribbler.txt")),
     ("state", "what guests do, saving and loading them", include_str!("topics/state.txt")),
 ];

@@ -12,6 +12,7 @@ mod host;
 mod host_cpu;
 mod moving;
 mod output;
+mod resolve;
 mod run;
 mod save;
 mod seam;
@@ -147,6 +148,7 @@ fn dispatch(command: Command, session: &Session) -> Done {
         Command::Cancel(args) => moving::cancel(session, &args),
         Command::History(args) => moving::history(session, &args),
         Command::Report(args) => moving::report(session, &args),
+        Command::Resolve(args) => resolve::resolve(session, &args),
         Command::Host(args) => host::host(session, &args.command),
         Command::Daemon(args) => seam::daemon(session, &args),
         Command::Demo(args) => demo::demo(session, &args),
@@ -204,74 +206,86 @@ mod tests {
         }
     }
 
+    const GOOD: &[&str] = &[
+        "run --guest scribbler",
+        "run a --guest scribbler:ws=64M,rate=max -m 128M -c 2 --rm --duration 10s",
+        "run --file a.toml --wait-for console:login:,2m --json",
+        "run --kernel k --initrd i --cmdline -x --disk d,ro --disk e --net tap=t0",
+        "--json ls -a",
+        "ls --json",
+        "stop a --timeout 5s",
+        "stop a --kill",
+        "save a --to f --keep-running",
+        "load f --as b --clock freeze --paused",
+        "--user show a",
+        "throttle a 50",
+        "help exit-codes",
+        "help",
+        "completions bash",
+        "guest-process",
+        "complete-words -- run --",
+        "move a b --to host2 --parallel 3 --bandwidth 1Gbit --max-downtime 50ms --timeout 5m",
+        "move --to h --all --on-stall pause --detach --yes",
+        "move --to h a --dry-run --json",
+        "move --to h watch",
+        "watch",
+        "watch a",
+        "cancel 00000000-0000-4000-8000-000000000001",
+        "history a -n 5",
+        "report a --json",
+        "resolve a",
+        "resolve a --run-here",
+        "resolve a --run-here --fenced host2 --lose-later-work --json",
+        "resolve a --give-up --yes",
+        "host init --name host1",
+        "host init --ca-cert c --ca-key k",
+        "host invite --valid 10m --address 10.0.0.1:7420",
+        "host join LINE",
+        "host ls",
+        "host show",
+        "host check host2",
+        "host remove host2",
+        "daemon --system",
+        "demo --keep --memory 1G",
+    ];
+
+    const BAD: &[&str] = &[
+        "",
+        "run --duration 10s --guest scribbler",
+        "run --rm -i --json --guest scribbler",
+        "run A --guest scribbler",
+        "run --kernel k --guest scribbler",
+        "stop",
+        "stop a --timeout 5",
+        "save a",
+        "load f --clock never",
+        "--user --system ls",
+        "throttle a 0",
+        "frobnicate",
+        "move a",
+        "move a --to h --all",
+        "move a --to H",
+        "move a --to h --bandwidth 100",
+        "move a --to h --max-downtime 300",
+        "move a --to h --on-stall never",
+        "move a --to h --parallel 0",
+        "move a --to h --dry-run --detach",
+        "resolve",
+        "resolve a --run-here --give-up",
+        "resolve a --fenced host2",
+        "resolve a --give-up --lose-later-work",
+        "host",
+        "host init --ca-cert c",
+        "host check",
+    ];
+
     #[test]
     fn the_grammar_is_that_of_the_contract() {
-        for good in [
-            "run --guest scribbler",
-            "run a --guest scribbler:ws=64M,rate=max -m 128M -c 2 --rm --duration 10s",
-            "run --file a.toml --wait-for console:login:,2m --json",
-            "run --kernel k --initrd i --cmdline -x --disk d,ro --disk e --net tap=t0",
-            "--json ls -a",
-            "ls --json",
-            "stop a --timeout 5s",
-            "stop a --kill",
-            "save a --to f --keep-running",
-            "load f --as b --clock freeze --paused",
-            "--user show a",
-            "throttle a 50",
-            "help exit-codes",
-            "help",
-            "completions bash",
-            "guest-process",
-            "complete-words -- run --",
-            "move a b --to host2 --parallel 3 --bandwidth 1Gbit --max-downtime 50ms --timeout 5m",
-            "move --to h --all --on-stall pause --detach --yes",
-            "move --to h a --dry-run --json",
-            "move --to h watch",
-            "watch",
-            "watch a",
-            "cancel 00000000-0000-4000-8000-000000000001",
-            "history a -n 5",
-            "report a --json",
-            "host init --name host1",
-            "host init --ca-cert c --ca-key k",
-            "host invite --valid 10m --address 10.0.0.1:7420",
-            "host join LINE",
-            "host ls",
-            "host show",
-            "host check host2",
-            "host remove host2",
-            "daemon --system",
-            "demo --keep --memory 1G",
-        ] {
+        for good in GOOD {
             let words = std::iter::once("migrate").chain(good.split(' '));
             Cli::try_parse_from(words).unwrap_or_else(|e| panic!("{good}: {e}"));
         }
-        for bad in [
-            "",
-            "run --duration 10s --guest scribbler",
-            "run --rm -i --json --guest scribbler",
-            "run A --guest scribbler",
-            "run --kernel k --guest scribbler",
-            "stop",
-            "stop a --timeout 5",
-            "save a",
-            "load f --clock never",
-            "--user --system ls",
-            "throttle a 0",
-            "frobnicate",
-            "move a",
-            "move a --to h --all",
-            "move a --to H",
-            "move a --to h --bandwidth 100",
-            "move a --to h --max-downtime 300",
-            "move a --to h --on-stall never",
-            "move a --to h --parallel 0",
-            "move a --to h --dry-run --detach",
-            "host",
-            "host init --ca-cert c",
-            "host check",
-        ] {
+        for bad in BAD {
             let words = std::iter::once("migrate").chain(bad.split(' ').filter(|w| !w.is_empty()));
             let error = Cli::try_parse_from(words).expect_err(bad);
             assert_eq!(error.exit_code(), 2, "{bad}");

@@ -36,6 +36,7 @@ pub fn run(session: &Session, args: RunArgs) -> Done {
         stdio_console: false,
         start_paused: ready.paused,
         receive: None,
+        claim: None,
     };
     let launched = launch_new(session, &spec, None, Some(BUILD_DEADLINE))?;
     if rm {
@@ -128,6 +129,7 @@ pub fn load(session: &Session, args: LoadArgs) -> Done {
         stdio_console: false,
         start_paused: args.ready.paused,
         receive: None,
+        claim: None,
     };
     // Reading the memory takes as long as the disk needs.
     let launched = launch_new(session, &spec, Some(&file), None)?;

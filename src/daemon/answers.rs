@@ -301,6 +301,7 @@ impl Daemon {
                 self.heard_of_death(name.as_str(), (guest, move_id), &gone).await?;
                 Ok(Answer::Done)
             }
+            Request::Word { guest } => Ok(Answer::Word(self.word(guest)?)),
             Request::Report(report) => {
                 let from = HostRef { name: name.to_string(), ..question.from };
                 super::history::keep_from_peer(&self.dirs, &report, &from, self.id)?;

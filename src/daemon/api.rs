@@ -24,6 +24,7 @@ use crate::api::host::{
     MoveRequest, RemoveRequest,
 };
 use crate::api::moving::{CancelAnswer, MoveEvent, MoveReport};
+use crate::api::resolve::{ResolveRequest, Resolved, Standing};
 use crate::api::{ErrorBody, ErrorCode, Failure};
 use crate::guest::moving::feed::Feed;
 
@@ -45,6 +46,7 @@ pub async fn serve(listener: UnixListener, daemon: Arc<Daemon>) -> std::io::Resu
         .route("/v1/moves/{id}", get(report))
         .route("/v1/moves/{id}/events", get(events))
         .route("/v1/moves/{id}/cancel", post(cancel))
+        .route("/v1/doubts/{guest}", get(standing).post(resolve))
         .route("/v1/hosts", get(hosts))
         .route("/v1/hosts/{name}/check", get(look))
         .route("/v1/hosts/cpu", post(compare_cpus))
@@ -159,6 +161,18 @@ async fn cancel(State(daemon): App, Path(id): Path<Uuid>) -> Answered<CancelAnsw
         }
         None => Err(no_move(id)),
     }
+}
+
+async fn standing(State(daemon): App, Path(guest): Path<String>) -> Answered<Standing> {
+    Ok(Json(daemon.standing(&guest).await?))
+}
+
+async fn resolve(
+    State(daemon): App,
+    Path(guest): Path<String>,
+    Json(request): Json<ResolveRequest>,
+) -> Answered<Resolved> {
+    Ok(Json(daemon.resolve(&guest, request).await?))
 }
 
 async fn hosts(State(daemon): App) -> Answered<HostList> {

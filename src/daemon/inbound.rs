@@ -229,6 +229,7 @@ impl Daemon {
             die_with_parent: false,
             stdio_console: false,
             start_paused: false,
+            claim: None,
             receive: Some(ReceiveSpec {
                 move_id,
                 attempt,

@@ -49,12 +49,26 @@ pub struct Places {
     taken: Mutex<BTreeMap<Uuid, Weak<tokio::sync::Mutex<Place>>>>,
     /// A host was heard of: what is not settled may be now.
     heard: Notify,
+    /// Guests that an operator speaks for, and since when.
+    claimed: Mutex<BTreeMap<Uuid, Instant>>,
 }
 
 impl Places {
     /// Another host was heard of.
     pub fn heard(&self) {
         self.heard.notify_waiters();
+    }
+
+    /// Nobody acts for this guest for a while: an operator speaks for it.
+    pub fn make_way(&self, guest: Uuid) {
+        let mut claimed = self.claimed.lock().unwrap_or_else(PoisonError::into_inner);
+        claimed.retain(|_, since| since.elapsed() < super::doubt::WAY);
+        claimed.insert(guest, Instant::now());
+    }
+
+    fn is_claimed(&self, guest: Uuid) -> bool {
+        let claimed = self.claimed.lock().unwrap_or_else(PoisonError::into_inner);
+        claimed.get(&guest).is_some_and(|since| since.elapsed() < super::doubt::WAY)
     }
 
     fn is_taken(&self, guest: Uuid) -> bool {
@@ -100,7 +114,7 @@ pub(super) fn boot() -> Result<BootId, Failure> {
 
 impl Daemon {
     /// The process of a guest, if it has one here.
-    async fn process_of(&self, guest: Uuid) -> Option<GuestClient> {
+    pub(super) async fn process_of(&self, guest: Uuid) -> Option<GuestClient> {
         for name in registry::names(&self.dirs).ok()? {
             let client = GuestClient::new(&name, self.dirs.guest(&name));
             let info = client.info_async(Duration::from_secs(2)).await;
@@ -119,6 +133,9 @@ impl Daemon {
     pub(super) fn speaker(&self, guest: Uuid) -> Result<Speaker, Failure> {
         let mut places = self.places.taken.lock().unwrap_or_else(PoisonError::into_inner);
         places.retain(|_, place| place.strong_count() > 0);
+        if self.places.is_claimed(guest) {
+            return Ok(Speaker::Process);
+        }
         if let Some(acting) = places.get(&guest).and_then(Weak::upgrade) {
             return Ok(Speaker::Us(acting));
         }
@@ -243,6 +260,9 @@ impl Daemon {
             }
             if acting.lock().await.is_settled() {
                 return true;
+            }
+            if self.places.is_claimed(guest) {
+                return false;
             }
             if began.elapsed() >= patience {
                 tracing::info!(%guest, "a hand-over is not settled yet");

@@ -12,6 +12,7 @@
 //! | [`moves`] | moves: begun, followed, on record until they end; how one away from here goes |
 //! | [`inbound`] | moves to here: room reserved, receivers started, followed, cleared up |
 //! | [`keeper`] | answers for guest processes that are gone |
+//! | [`doubt`] | guests whose owner is in doubt: what is known, what an operator says |
 //! | [`autostart`] | starts guests when the host has booted |
 //! | [`history`] | reports of moves, as files |
 //! | [`cpu`] | what hosts' CPUs have, and have in common |
@@ -27,6 +28,7 @@ mod autostart;
 mod check;
 pub mod config;
 mod cpu;
+mod doubt;
 mod gossip;
 mod history;
 pub mod identity;

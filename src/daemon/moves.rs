@@ -263,8 +263,7 @@ impl Daemon {
         let (outcome, error) = match (open.direction, now.map_err(ToString::to_string)) {
             (_, Err(why)) => {
                 let what = format!("whose the guest is, cannot be seen here: {why}");
-                let remedy =
-                    "repair it; then it settles by itself. See where it is: migrate help files";
+                let remedy = "repair it; then it settles by itself: migrate help recovery";
                 (MoveOutcome::InDoubt, Some(body(ErrorCode::InDoubt, &what, remedy, None)))
             }
             (Direction::Out, Ok(Some(Step::Ceded(_) | Step::Moved(_))))

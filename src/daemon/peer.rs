@@ -14,6 +14,7 @@ use super::identity::roster::Gossip;
 use crate::api::cpu::HostCpu;
 use crate::api::host::HostInfo;
 use crate::api::moving::{HostRef, MoveOptions, MoveReport, PeerGone, Words};
+use crate::api::resolve::Word;
 use crate::api::{ErrorBody, ErrorCode, Failure};
 use crate::config::GuestDefinition;
 
@@ -66,6 +67,11 @@ pub enum Request {
         move_id: Uuid,
         /// Why.
         gone: PeerGone,
+    },
+    /// What do you know of this guest?
+    Word {
+        /// The guest.
+        guest: Uuid,
     },
     /// Keep this report.
     Report(Box<MoveReport>),
@@ -205,6 +211,8 @@ pub enum Answer {
     },
     /// To [`Request::Words`]: what the other side has to say to it at once, if anything.
     Words(Option<Words>),
+    /// To [`Request::Word`].
+    Word(Word),
     /// To [`Request::Renew`]: certificate and issuers, PEM.
     Certificate(String),
     /// To [`Request::Gossip`].
@@ -233,7 +241,7 @@ impl Request {
     /// ask.
     pub fn needs(&self) -> Option<&'static [Right]> {
         match self {
-            Self::Info | Self::Cpu | Self::Gossip(_) => Some(&[Right::Observe]),
+            Self::Info | Self::Cpu | Self::Gossip(_) | Self::Word { .. } => Some(&[Right::Observe]),
             Self::Prepare(_) | Self::Abandon { .. } => Some(&[Right::Send]),
             // They go both ways, whichever side the guest is on.
             Self::Words { .. }

@@ -24,6 +24,7 @@ use super::moving::lease::Lease;
 use super::save::Done;
 use crate::api::cpu::GuestCpu;
 use crate::api::moving::MoveStart;
+use crate::api::resolve::{Claim, Claimed};
 use crate::api::{Failure, GuestInfo, SaveResult, StopResult};
 
 /// A client's wish.
@@ -63,6 +64,8 @@ pub enum Command {
     Heard(Message),
     /// `POST move/peer-gone`: why.
     PeerGone(String),
+    /// `POST claim`: an operator's word.
+    Claim(Box<Claim>),
     /// `PUT move/bandwidth`: bytes per second.
     Bandwidth(Option<u64>),
 }
@@ -81,7 +84,9 @@ impl Command {
             Self::Move(_) => Input::Move,
             Self::CancelMove => Input::MoveCancel,
             Self::MoveFeed => Input::MoveFeed,
-            Self::Heard(_) | Self::PeerGone(_) | Self::Bandwidth(_) => Input::MoveHeard,
+            Self::Heard(_) | Self::PeerGone(_) | Self::Bandwidth(_) | Self::Claim(_) => {
+                Input::MoveHeard
+            }
         }
     }
 }
@@ -103,6 +108,8 @@ pub enum Answer {
     Cancelled(bool),
     /// What happens in a move.
     Feed(Feed),
+    /// What was done on an operator's word.
+    Claimed(Claimed),
 }
 
 /// Where a client waits for its answer. A client that went away is not an error.

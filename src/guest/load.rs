@@ -6,13 +6,14 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::fingerprint::{Fingerprint, compare};
-use migrate_engine::handover::gate;
 use migrate_engine::handover::journal::Ledger;
 use migrate_engine::handover::term::{Beside, Term};
+use migrate_engine::handover::{gate, resolve};
 
 use super::journal::record::Record;
 use super::journal::{Whose, rules};
 use super::savefile::Metadata;
+use crate::api::resolve::Claim;
 use crate::api::{ClockChoice, ErrorCode, Failure, LoadSpec};
 use crate::config::GuestDefinition;
 
@@ -20,7 +21,7 @@ use crate::config::GuestDefinition;
 const SHORT: Duration = Duration::from_hours(1);
 
 /// The right to start: a term, and the save that it continues.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
     /// The term.
     pub term: u64,
@@ -31,6 +32,8 @@ pub struct Grant {
     /// The guest lives on from a moment from which it lived on before, here or elsewhere, or is a
     /// clone: it must be told.
     pub new_generation: bool,
+    /// An operator's word, by which the new term stands beside the disks before it is recorded.
+    pub claimed: Option<String>,
 }
 
 /// What a start is decided from: the last record of the guest's journal, if there is one, and what
@@ -68,17 +71,24 @@ impl Known<'_> {
     fn refused(&self, refused: gate::Refused) -> Failure {
         let name = &self.whose.name;
         let peer = self.last.and_then(|r| r.peer.as_deref()).unwrap_or("another host");
-        let since = self.last.map(|r| format!(" since {:.0}", r.since)).unwrap_or_default();
+        let at = |word| self.last.map(|r| format!(" {word} {:.0}", r.since)).unwrap_or_default();
+        let (on, since) = (at("on"), at("since"));
         let (code, message, remedy) = match refused {
             gate::Refused::Moved { .. } => (
                 ErrorCode::MovedAway,
-                format!("guest '{name}' was moved to {peer} ({since})", since = since.trim()),
-                format!("it runs or starts there; see: migrate history {name}"),
+                format!("guest '{name}' was moved to {peer}{on}"),
+                format!(
+                    "it runs or starts there; see: migrate report {name}; if {peer} is gone for \
+                     good: migrate resolve {name}"
+                ),
             ),
             gate::Refused::InDoubt { .. } => (
                 ErrorCode::InDoubt,
                 format!("whether guest '{name}' is here or on {peer} is not settled{since}"),
-                "it will be as soon as that host answers: start its daemon and this one".into(),
+                format!(
+                    "it will be as soon as that host answers: start its daemon and this one; if \
+                     it is gone for good: migrate resolve {name}"
+                ),
             ),
             gate::Refused::NeverHere { .. } => (
                 ErrorCode::MovedAway,
@@ -104,7 +114,65 @@ impl Known<'_> {
 pub fn grant_start(known: &Known<'_>) -> Result<Grant, Failure> {
     let saved_ever = known.last.is_some_and(|r| r.saved_ever);
     let term = known.term()?.get();
-    Ok(Grant { term, origin: None, saved_ever, new_generation: false })
+    Ok(Grant { term, origin: None, saved_ever, new_generation: false, claimed: None })
+}
+
+/// The right to start from the disks by an operator's word. `shared`: the guest has disks beside
+/// which terms stand.
+///
+/// # Errors
+/// What is known that speaks against it.
+pub fn grant_claim(known: &Known<'_>, claim: &Claim, shared: bool) -> Result<Grant, Failure> {
+    let blank = Ledger::new(known.whose.host, known.whose.boot);
+    let facts = resolve::Facts {
+        ledger: known.last.map_or(&blank, |r| &r.ledger),
+        beside: shared.then_some(known.beside),
+        memory: resolve::Memory::Gone,
+        elsewhere: Term::new(claim.elsewhere),
+        runs_at: None,
+    };
+    let wish = resolve::Wish::RunHere { lose_later_work: claim.lose_later_work };
+    let peer = known.last.and_then(|r| r.peer.as_deref());
+    match resolve::resolve(wish, &facts).map_err(|no| refused_claim(&no, peer))? {
+        resolve::Plan::Run { term, .. } => Ok(Grant {
+            term: term.get(),
+            origin: None,
+            saved_ever: known.last.is_some_and(|r| r.saved_ever),
+            new_generation: false,
+            claimed: Some(claim.note.clone()),
+        }),
+        resolve::Plan::GiveUp(_) => Err(refused_claim(&resolve::Refused::NoClaim, peer)),
+    }
+}
+
+/// Why an operator's wish is not granted, as people and scripts see it.
+pub fn refused_claim(refused: &resolve::Refused, peer: Option<&str>) -> Failure {
+    use resolve::Refused;
+    let other = peer.unwrap_or("the other host");
+    let (code, remedy) = match refused {
+        Refused::Settled => (ErrorCode::WrongState, "start it: migrate start, run or load".into()),
+        Refused::NoClaim => (ErrorCode::WrongState, "nothing is to be done here".into()),
+        Refused::RunsAt(_) | Refused::HigherTerm { .. } => {
+            (ErrorCode::Superseded, "look there: migrate show GUEST".into())
+        }
+        Refused::OldMemory(_) => (
+            ErrorCode::Superseded,
+            "migrate resolve GUEST --give-up, then: migrate resolve GUEST --run-here".into(),
+        ),
+        Refused::MayLoseWork(_) => (
+            ErrorCode::InDoubt,
+            format!("bring {other} back; or accept the loss: --lose-later-work"),
+        ),
+        Refused::Confirmed(_) | Refused::TakenBack(_) => {
+            (ErrorCode::Superseded, format!("repair {other}, or load a saved file as a clone"))
+        }
+    };
+    // Hosts are known by their names here.
+    let mut text = refused.to_string();
+    if let (Some(name), Some(id)) = (peer, refused.host()) {
+        text = text.replace(&id.to_string(), name);
+    }
+    Failure::new(code, text, remedy)
 }
 
 /// Whether a guest may come here from another host: only if it is not this host's.
@@ -171,7 +239,7 @@ pub fn grant_load(
     let again = last.is_some_and(|r| r.origin == Some(file.save));
     let new_generation = again || file.kept_running;
     let term = term.max(lowest);
-    Ok(Grant { term, origin: Some(file.save), saved_ever: true, new_generation })
+    Ok(Grant { term, origin: Some(file.save), saved_ever: true, new_generation, claimed: None })
 }
 
 /// What the guest sees must be as it was; what only the host sees may differ.
@@ -360,7 +428,8 @@ mod tests {
         let asked = file.definition.clone();
         let grant = grant_load(&same, &asked, &file, None).unwrap();
         let origin = Some(file.save);
-        let wanted = Grant { term: 4, origin, saved_ever: true, new_generation: false };
+        let wanted =
+            Grant { term: 4, origin, saved_ever: true, new_generation: false, claimed: None };
         assert_eq!(grant, wanted);
         // A second time from the same file is a step back in time.
         let ended = Record {
@@ -382,7 +451,8 @@ mod tests {
         file.definition.disks[0].read_only = true;
         other.disks[0].read_only = true;
         let grant = grant_load(&clone, &other, &file, None).unwrap();
-        let wanted = Grant { term: 1, origin: None, saved_ever: false, new_generation: true };
+        let wanted =
+            Grant { term: 1, origin: None, saved_ever: false, new_generation: true, claimed: None };
         assert_eq!(grant, wanted);
     }
 

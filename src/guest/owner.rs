@@ -251,10 +251,21 @@ impl<M: MakeMachine> Owner<M> {
     /// The record cannot be written, or the machine cannot run. It never ran then.
     pub fn begin(&mut self, record: Record, run: bool) -> Result<(), Failure> {
         let right = record.ledger.owned();
+        let claimed = record.note.is_some();
+        let stamp = || match right {
+            None => Ok(()),
+            Some(right) => {
+                let stamped = self.disk_set.stamp_owner(right).map_err(DiskSetError::from);
+                stamped.map_err(|e| e.failure())
+            }
+        };
+        // By an operator's word: others must find it there before this host believes it.
+        if claimed {
+            stamp()?;
+        }
         self.journal.record(record)?;
-        if let Some(right) = right {
-            let stamped = self.disk_set.stamp_owner(right).map_err(DiskSetError::from);
-            stamped.map_err(|e| e.failure())?;
+        if !claimed {
+            stamp()?;
         }
         if !run {
             return Ok(());

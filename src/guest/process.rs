@@ -385,9 +385,9 @@ fn owner_record(journal: &SharedJournal, grant: Grant) -> Result<Record, Failure
     let last = journal.last().unwrap_or_else(|| whose.blank(now));
     let step = Step::Owner { term: Term::new(grant.term) };
     let record = last.after(step, whose.boot, None, now).map_err(JournalError::from)?;
-    let Grant { origin, saved_ever, .. } = grant;
+    let Grant { origin, saved_ever, claimed: note, .. } = grant;
     let name = whose.name.clone();
-    Ok(Record { name, origin, saved_ever, ..record })
+    Ok(Record { name, origin, saved_ever, note, ..record })
 }
 
 fn write_info(dir: &RuntimeDir, info: &GuestInfo) -> io::Result<()> {

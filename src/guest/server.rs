@@ -22,6 +22,7 @@ use super::inbox::{Answer, Command, Inbox};
 use super::machine::PausedMachine;
 use super::peer;
 use crate::api::moving::{Bandwidth, CancelAnswer, MoveStart, PeerGone, Words};
+use crate::api::resolve::Claim;
 use crate::api::{ErrorCode, Failure, SaveRequest, StopRequest, ThrottleRequest, WaitResult};
 use crate::config::hex;
 
@@ -155,6 +156,7 @@ fn router<P: PausedMachine>(app: App<P>) -> Router {
         .route("/v1/move/events", get(|s| simple(s, Command::MoveFeed)))
         .route("/v1/move/heard", post(heard))
         .route("/v1/move/peer-gone", post(peer_gone))
+        .route("/v1/claim", post(claim))
         .route("/v1/move/bandwidth", put(bandwidth))
         .fallback(|| async {
             Rejected(Failure::new(
@@ -179,6 +181,7 @@ async fn ask<P: PausedMachine>(app: &App<P>, command: Command) -> Answered {
         Answer::Done => Json(serde_json::json!({ "schema": 1 })).into_response(),
         Answer::Cancelled(accepted) => Json(CancelAnswer { schema: 1, accepted }).into_response(),
         Answer::Feed(feed) => feed.listen().into_response(),
+        Answer::Claimed(claimed) => Json(claimed).into_response(),
     })
 }
 
@@ -231,6 +234,10 @@ async fn heard<P: PausedMachine>(State(app): State<App<P>>, Body(words): Body<Wo
     let frame = hex::decode(&words.frame).and_then(|frame| relay::decode(&frame));
     let message = frame.ok_or_else(|| usage("that is no word of a hand-over"))?;
     ask(&app, Command::Heard(message)).await
+}
+
+async fn claim<P: PausedMachine>(State(app): State<App<P>>, Body(claim): Body<Claim>) -> Answered {
+    ask(&app, Command::Claim(Box::new(claim))).await
 }
 
 async fn peer_gone<P: PausedMachine>(

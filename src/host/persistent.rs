@@ -62,6 +62,7 @@ pub fn launch_spec(dirs: &Dirs, definition: GuestDefinition) -> LaunchSpec {
         stdio_console: false,
         start_paused: false,
         receive: None,
+        claim: None,
     }
 }
 

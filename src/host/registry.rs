@@ -6,10 +6,12 @@ use std::io;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
+use uuid::Uuid;
 
-use super::exits;
 use super::leftover::{self, Life};
+use super::{doubt, exits};
 use crate::api::client::{CallError, GuestClient, runtime};
+use crate::api::resolve::Doubtful;
 use crate::api::{ErrorCode, ExitHow, ExitRecord, Failure, GuestInfo, GuestState};
 use crate::config::{Dirs, check_name};
 
@@ -51,6 +53,9 @@ pub struct Listing {
     /// Guests that ended, latest first (`ls -a`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ended: Option<Vec<ExitRecord>>,
+    /// Guests that do not run here, and whose owner is in doubt.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub in_doubt: Vec<Doubtful>,
 }
 
 fn unreadable(dirs: &Dirs, e: &io::Error) -> Failure {
@@ -105,7 +110,15 @@ pub fn list(dirs: &Dirs, with_ended: bool) -> Result<Listing, Failure> {
     } else {
         None
     };
-    Ok(Listing { schema: 1, guests, ended })
+    let runs = |uuid: Uuid| {
+        let running = |entry: &Entry| {
+            matches!(entry, Entry::Known(i)
+            if i.uuid == uuid && !matches!(i.state, GuestState::Leaving | GuestState::Arriving))
+        };
+        guests.iter().any(running)
+    };
+    let in_doubt = doubt::all(dirs).into_iter().filter(|d| !runs(d.uuid)).collect();
+    Ok(Listing { schema: 1, guests, ended, in_doubt })
 }
 
 fn client(dirs: &Dirs, name: &str) -> GuestClient {

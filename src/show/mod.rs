@@ -3,6 +3,7 @@
 pub mod columns;
 pub mod cpu;
 pub mod demo;
+pub mod doubt;
 pub mod failure;
 pub mod guest;
 pub mod hosts;

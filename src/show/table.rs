@@ -11,7 +11,11 @@ const HEADER: [&str; 7] = ["NAME", "STATE", "CPUS", "MEMORY", "USED", "UPTIME", 
 /// The table, or a sentence if there is nothing to show.
 pub fn listing(listing: &Listing, now: jiff::Timestamp, style: Style) -> String {
     let ended = listing.ended.as_deref().unwrap_or_default();
+    let doubts = super::doubt::notes(&listing.in_doubt);
     if listing.guests.is_empty() && ended.is_empty() {
+        if !doubts.is_empty() {
+            return doubts;
+        }
         return "No guests. Run one: migrate run --guest scribbler\n".to_owned();
     }
     let mut rows = vec![HEADER.map(Cell::from)];
@@ -21,6 +25,7 @@ pub fn listing(listing: &Listing, now: jiff::Timestamp, style: Style) -> String 
     if listing.guests.iter().any(|e| matches!(e, Entry::Silent { state: Silence::Gone, .. })) {
         text.push_str("gone: killed from outside; what was left of it has been cleared up\n");
     }
+    text.push_str(&doubts);
     text
 }
 
@@ -126,6 +131,7 @@ mod tests {
             cpus: 1,
         };
         let all = Listing {
+            in_doubt: vec![],
             schema: 1,
             guests: vec![Entry::Known(Box::new(long)), silent],
             ended: Some(vec![record]),
@@ -141,7 +147,7 @@ gone: killed from outside; what was left of it has been cleared up
         assert_eq!(listing(&all, now, Style::PLAIN), golden);
         let coloured = listing(&all, now, Style::COLOURED);
         assert!(coloured.contains("\u{1b}[33mpaused\u{1b}[0m                 2 "), "{coloured}");
-        let none = Listing { schema: 1, guests: vec![], ended: None };
+        let none = Listing { schema: 1, guests: vec![], ended: None, in_doubt: vec![] };
         assert!(listing(&none, now, Style::PLAIN).starts_with("No guests."));
     }
 }

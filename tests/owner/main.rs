@@ -6,6 +6,7 @@
 mod support;
 
 mod gates;
+mod resolve;
 mod rig;
 #[path = "../moves/site.rs"]
 #[allow(dead_code, reason = "not every test program uses everything")]

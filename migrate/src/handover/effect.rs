@@ -35,6 +35,11 @@ pub enum Input {
     StreamsEnded,
     /// The other side ended the attempt before it offered anything.
     AttemptEnded,
+    /// By an operator's word this host owns the guest: the new term stands beside the disks and in
+    /// the journal ([`super::resolve`]).
+    Claimed,
+    /// By an operator's word this host lets the guest go.
+    GivenUp,
     /// A message of the other side.
     Heard(Message),
     /// A timer ran out.
@@ -220,4 +225,6 @@ pub enum Why {
     Arbiter,
     /// The source withdrew.
     Withdrawn,
+    /// An operator said so.
+    Operator,
 }

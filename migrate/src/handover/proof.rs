@@ -92,6 +92,7 @@
 
 use super::journal::{Mark, Record};
 use super::message::{Body, Message, SourceSays, TargetSays, ToSource, ToTarget};
+use super::resolve::{Memory, Plan};
 use super::term::{Switch, Term};
 use crate::port::PausedGuest;
 
@@ -320,7 +321,48 @@ impl NeverRanProof {
     }
 }
 
+/// An operator has said that the target's host is fenced, and this host owns the guest again:
+/// disks, then journal.
+#[derive(Debug)]
+#[must_use]
+pub struct ClaimedProof {
+    switch: Switch,
+}
+
+impl ClaimedProof {
+    /// Takes the guest back as it was resolved. The caller holds OWNER and NEXT, and decided with
+    /// what it found beside the disks under them.
+    ///
+    /// # Errors
+    /// [`NotBack`]; the guest stays frozen.
+    pub fn record<D: Durable, G>(
+        disk: &mut D,
+        frozen: &Frozen<G>,
+        plan: &Plan,
+    ) -> Result<Self, NotBack<D::Error>> {
+        let switch = frozen.proof.switch;
+        let Plan::Run { term, memory: Memory::Whole } = *plan else {
+            return Err(NotBack::NotSaid);
+        };
+        if term <= switch.term {
+            return Err(NotBack::OldTerm);
+        }
+        disk.stamp(term).map_err(NotBack::Failed)?;
+        disk.record(Record::Owner { term }).map_err(NotBack::Failed)?;
+        Ok(Self { switch })
+    }
+}
+
 impl<G> Frozen<G> {
+    /// The guest may run here again, by an operator's word.
+    ///
+    /// # Errors
+    /// The guest stays frozen if the proof is that of another switch.
+    #[expect(clippy::needless_pass_by_value, reason = "a proof is used up")]
+    pub fn claimed(self, proof: ClaimedProof) -> Result<G, Self> {
+        if proof.switch == self.proof.switch { Ok(self.guest) } else { Err(self) }
+    }
+
     /// Says that it was given away.
     pub const fn commit(&self) -> Commit {
         Commit::new(&self.proof)
@@ -440,6 +482,21 @@ mod tests {
         let proof = WithdrawnProof::record(&mut disk, &one).unwrap();
         let proof = proof.stamp(&mut disk).unwrap();
         assert!(other.keep(proof).is_err());
+    }
+
+    #[test]
+    fn an_operators_word_is_beside_the_disks_before_it_is_in_the_journal() {
+        let mut disk = Disk::default();
+        let frozen = doubt(&mut disk, 1).cede(&mut disk).unwrap();
+        let run = |term, memory| Plan::Run { term: Term::new(term), memory };
+        for plan in
+            [run(2, Memory::Whole), run(3, Memory::Gone), Plan::GiveUp(Record::Moved(switch(1)))]
+        {
+            assert!(ClaimedProof::record(&mut disk, &frozen, &plan).is_err());
+        }
+        let proof = ClaimedProof::record(&mut disk, &frozen, &run(3, Memory::Whole)).unwrap();
+        assert_eq!(frozen.claimed(proof).unwrap(), "guest");
+        assert_eq!(disk.done, ["Offered", "mark", "stamp 3", "Owner"]);
     }
 
     #[test]

@@ -102,6 +102,20 @@ pub enum Refused {
     TakenBack(HostId),
 }
 
+impl Refused {
+    /// The host that it is about.
+    pub const fn host(&self) -> Option<HostId> {
+        match self {
+            Self::RunsAt(host)
+            | Self::MayLoseWork(host)
+            | Self::Confirmed(host)
+            | Self::TakenBack(host) => Some(*host),
+            Self::OldMemory(stamp) => Some(stamp.host),
+            Self::Settled | Self::NoClaim | Self::HigherTerm { .. } => None,
+        }
+    }
+}
+
 /// Decides on the operator's wish.
 ///
 /// # Errors
@@ -133,8 +147,11 @@ fn run_here(lose_later_work: bool, facts: &Facts<'_>) -> Result<Plan, Refused> {
         return Err(Refused::HigherTerm { there: facts.elsewhere, here: ledger.highest() });
     }
     match (facts.beside, facts.memory) {
-        // Whoever ran after the switch wrote its term there before it ran.
-        (Some(beside), Memory::Whole) if beside.owner.term > switch.before => {
+        // Whoever ran after the switch wrote its term there before it ran. A later term of ours is
+        // what is left of a try like this one: we cannot have run, the memory is here.
+        (Some(beside), Memory::Whole)
+            if beside.owner.term > switch.before && beside.owner.host != ledger.host() =>
+        {
             return Err(Refused::OldMemory(beside.owner));
         }
         (Some(_), _) => {}
@@ -216,7 +233,11 @@ mod tests {
             assert_eq!(hot, Ok(run(3, Memory::Whole)));
             for stamp in [beside(2, A), beside(2, B)] {
                 let hot = resolve(RUN, &facts(l, Some(stamp), Memory::Whole));
-                assert!(matches!(hot, Err(Refused::OldMemory(_))), "{hot:?}");
+                if stamp.owner.host == l.host() {
+                    assert_eq!(hot, Ok(run(3, Memory::Whole)), "the rest of an earlier try");
+                } else {
+                    assert!(matches!(hot, Err(Refused::OldMemory(_))), "{hot:?}");
+                }
                 let cold = resolve(RUN, &facts(l, Some(stamp), Memory::Gone));
                 assert_eq!(cold, Ok(run(3, Memory::Gone)), "there is always a way out");
             }

@@ -154,7 +154,7 @@ impl Target {
                 }
                 State::Receiving { switch, ended } => receive::receiving(switch, ended, input, now),
                 State::Restoring(arrived) => receive::restoring(arrived, input, now),
-                State::Prepared(_) => asks(state, input, now),
+                State::Prepared(arrived) => prepared(arrived, input, now),
                 State::Starting(arrived, start) => start::starting(arrived, start, input, now),
                 State::Running { switch, durable } => start::running(switch, durable, input),
                 State::Burying(switch, why) => burying(switch, why, input),
@@ -216,6 +216,20 @@ fn standing(state: &State) -> Option<TargetSays> {
             return None;
         }
     })
+}
+
+/// It waits for a word of the source's side; or of an operator, if that is gone for good.
+fn prepared(arrived: Arrived, input: Input, now: Millis) -> Next {
+    let Arrived { switch, paused } = arrived;
+    match input {
+        Input::Claimed => {
+            let run = vec![Effect::Run { paused }, Effect::DropNext];
+            let effects = run.into_iter().chain([Effect::Report(Notice::Arrived)]).collect();
+            Some((State::Running { switch, durable: true }, effects))
+        }
+        Input::GivenUp => Some(bury(switch, Why::Operator)),
+        _ => asks(State::Prepared(arrived), input, now),
+    }
 }
 
 /// Asks until it is told.

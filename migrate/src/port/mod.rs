@@ -11,6 +11,7 @@ use std::future::Future;
 use std::ops::Range;
 use std::time::Duration;
 
+use crate::handover::journal::Ledger;
 use crate::handover::proof::Durable;
 use crate::handover::term::{Beside, HostId, Term};
 use crate::unit::{Layout, Run, UnitIndex};
@@ -211,6 +212,12 @@ pub trait Rights: Durable<Error: std::error::Error + Send + Sync> + Send + 'stat
 
     /// Lets NEXT go. What is not held stays so.
     fn drop_next(&mut self);
+
+    /// The journal as it durably stands, and whether terms stand beside any disk. `None`: an
+    /// operator cannot say whose the guest is.
+    fn known(&self) -> Option<(Ledger, bool)> {
+        None
+    }
 }
 
 /// Who owns a guest, as the arbiter knows it.

@@ -27,6 +27,7 @@
 
 use crate::handover::message::Message;
 
+pub mod claim;
 pub mod edge;
 mod line;
 mod record;
@@ -37,6 +38,7 @@ pub mod target;
 mod wait;
 mod words;
 
+pub use claim::Claim;
 pub use edge::{Clock, SystemClock};
 pub use report::{Phase, Reason, Report};
 
@@ -55,6 +57,8 @@ pub enum Command {
     GuestEnded(String),
     /// A message of the other side that came another way, through the daemons.
     Heard(Message),
+    /// An operator says whose the guest is. The answer is sent at once.
+    Claim(Claim),
     /// The other process is dead, as the daemons know for certain. Ends what may end freely; after
     /// that the link ends, and only words of the other side's daemon count.
     PeerGone(String),

@@ -99,6 +99,8 @@ pub enum Reason {
     Arbiter,
     /// The source withdrew the offer.
     Withdrawn,
+    /// An operator said whose the guest is.
+    Operator,
 }
 
 /// How it ended.

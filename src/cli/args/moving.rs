@@ -95,6 +95,27 @@ pub struct HistoryArgs {
     pub limit: u32,
 }
 
+/// `resolve`
+#[derive(Clone, Debug, Args)]
+pub struct ResolveArgs {
+    /// Name or uuid of the guest
+    #[arg(value_name = "GUEST")]
+    pub guest: String,
+    /// Let the guest run on this host
+    #[arg(long, conflicts_with = "give_up")]
+    pub run_here: bool,
+    /// Let go of this host's claim to the guest, and of the memory that is held for it
+    #[arg(long)]
+    pub give_up: bool,
+    /// The host that is off and stays off, or cannot reach the guest's disks; asked for on a
+    /// terminal
+    #[arg(long, value_name = "HOST", value_parser = parse_host, requires = "run_here")]
+    pub fenced: Option<String>,
+    /// Go back to the moment of the switch, although the other host may have run the guest since
+    #[arg(long, requires = "run_here")]
+    pub lose_later_work: bool,
+}
+
 /// `demo`
 #[derive(Clone, Debug, Args)]
 pub struct DemoArgs {

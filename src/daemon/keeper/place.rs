@@ -12,14 +12,17 @@ use migrate_engine::handover::daemon::{Acting, Keeper};
 use migrate_engine::handover::effect::{Effect, Input};
 use migrate_engine::handover::journal::{Ledger, Mark};
 use migrate_engine::handover::message::{Message, SourceSays, ToTarget};
-use migrate_engine::handover::term::{Beside, BootId, Millis, QuestionId};
+use migrate_engine::handover::resolve;
+use migrate_engine::handover::term::{Beside, BootId, Millis, QuestionId, Term};
 use uuid::Uuid;
 use vmm::devices::virtio::block::{DiskOpenError, open_disk};
 
 use crate::api::Failure;
 use crate::config::{Cache, DiskDefinition, GuestDefinition};
 use crate::guest::disks::{DiskSet, DiskSetError, Part};
+use crate::guest::journal::record::Record;
 use crate::guest::journal::{Journal, Whose};
+use crate::guest::load;
 
 /// The place of a dead process. Its journal is locked as long as this lives.
 pub struct Place {
@@ -120,6 +123,36 @@ impl Place {
         said
     }
 
+    /// Lets the claim go that the dead process left, by an operator's word.
+    ///
+    /// # Errors
+    /// There is none, or the journal cannot be written.
+    pub fn give_up(&mut self, note: &str, peer: Option<&str>) -> Result<(), Failure> {
+        let ledger = self.ledger();
+        let facts = resolve::Facts {
+            ledger: &ledger,
+            beside: None,
+            memory: resolve::Memory::Gone,
+            elsewhere: Term::NONE,
+            runs_at: None,
+        };
+        let plan = resolve::resolve(resolve::Wish::GiveUp, &facts);
+        let plan = plan.map_err(|no| load::refused_claim(&no, peer))?;
+        let resolve::Plan::GiveUp(step) = plan else { return Ok(()) };
+        self.journal.step(&self.whose, step, None, Timestamp::now())?;
+        if let Some(record) = self.journal.last().cloned() {
+            self.journal.record(Record { note: Some(note.to_owned()), ..record })?;
+        }
+        (self.keeper, self.disks) = (None, None);
+        self.effects.clear();
+        Ok(())
+    }
+
+    fn ledger(&self) -> Ledger {
+        let ledger = self.journal.last().map(|r| r.ledger.clone());
+        ledger.unwrap_or_else(|| Ledger::new(self.whose.host, self.whose.boot))
+    }
+
     fn step(&mut self, input: Input) {
         let now = Millis(u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX));
         let Some(keeper) = self.keeper.take() else { return };
@@ -218,7 +251,7 @@ mod tests {
     use migrate_engine::handover::effect::Timer;
     use migrate_engine::handover::journal::Record;
     use migrate_engine::handover::message::{Body, TargetSays, ToSource};
-    use migrate_engine::handover::term::{HostId, Stamp, Switch, SwitchId, Term};
+    use migrate_engine::handover::term::{HostId, Stamp, Switch, SwitchId};
 
     const HERE: HostId = HostId(1);
     const THERE: HostId = HostId(2);

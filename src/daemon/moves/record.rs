@@ -73,6 +73,11 @@ fn path(dirs: &Dirs, id: Uuid) -> PathBuf {
     dir(dirs).join(format!("{id}.json"))
 }
 
+/// The last move of a guest that has ended.
+fn last(dirs: &Dirs, guest: Uuid) -> PathBuf {
+    dirs.state.join("moves").join("last").join(format!("{guest}.json"))
+}
+
 /// Keeps the record; it is whole and on the disk when this returns.
 ///
 /// # Errors
@@ -96,9 +101,17 @@ pub fn keep(dirs: &Dirs, open: &Open) -> io::Result<()> {
     written
 }
 
-/// Removes the record of a move that has ended.
+/// Puts away the record of a move that has ended: what the guest was made of is kept, in case an
+/// operator says that it shall run here after all.
 pub fn remove(dirs: &Dirs, id: Uuid) {
-    if let Err(error) = fs::remove_file(path(dirs, id))
+    let path = path(dirs, id);
+    if let Ok(open) = read(&path)
+        && fs::create_dir_all(last(dirs, open.about.uuid).with_file_name("")).is_ok()
+        && fs::rename(&path, last(dirs, open.about.uuid)).is_ok()
+    {
+        return;
+    }
+    if let Err(error) = fs::remove_file(path)
         && error.kind() != io::ErrorKind::NotFound
     {
         tracing::warn!(MOVE = %id, %error, "the record of a move that has ended remains");
@@ -121,21 +134,29 @@ pub fn all(dirs: &Dirs) -> Vec<Open> {
 }
 
 fn read(path: &std::path::Path) -> io::Result<Open> {
+    let open = parse(path)?;
+    let named = path.file_stem().is_some_and(|n| *n == *open.about.move_id.to_string());
+    if named { Ok(open) } else { Err(io::Error::other("it is not about what its name says")) }
+}
+
+fn parse(path: &std::path::Path) -> io::Result<Open> {
     let mut bytes = Vec::new();
     File::open(path)?.take(MAX).read_to_end(&mut bytes)?;
     let open: Open = serde_json::from_slice(&bytes)?;
-    let named = path.file_stem().is_some_and(|n| *n == *open.about.move_id.to_string());
     let proper = open.schema == SCHEMA
-        && named
         && crate::config::check_name(&open.about.guest).is_ok()
         && open.about.uuid == open.definition.uuid;
     if proper { Ok(open) } else { Err(io::Error::other("it is not about what its name says")) }
 }
 
-/// What a guest is made of that is being moved.
+/// What a guest is made of that is being moved, or was last.
 pub fn definition_of(dirs: &Dirs, guest: Uuid) -> Option<GuestDefinition> {
-    let mut all = all(dirs).into_iter();
-    all.find(|open| open.about.uuid == guest).map(|open| open.definition)
+    let going_on = all(dirs).into_iter().find(|open| open.about.uuid == guest);
+    let found = going_on.or_else(|| {
+        let open = parse(&last(dirs, guest)).ok()?;
+        (open.about.uuid == guest).then_some(open)
+    });
+    found.map(|open| open.definition)
 }
 
 #[cfg(test)]

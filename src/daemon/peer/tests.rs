@@ -52,6 +52,7 @@ fn table() -> Vec<(Request, [bool; 4])> {
     [
         (json!("info"), [false, false, true, false]),
         (json!("cpu"), [false, false, true, false]),
+        (json!({ "word": { "guest": id } }), [false, false, true, false]),
         (json!({ "prepare": prepare }), [true, false, false, false]),
         (json!({ "abandon": { "attempt": id } }), [true, false, false, false]),
         (json!({ "words": { "guest": id, "words": { "frame": "" } } }), [true, true, false, false]),
@@ -95,9 +96,10 @@ fn every_request_needs_a_right() {
             Request::Join { .. } => 10,
             Request::ProcessGone { .. } => 11,
             Request::Cpu => 12,
+            Request::Word { .. } => 13,
         })
         .collect();
-    assert_eq!(kinds.len(), 13);
+    assert_eq!(kinds.len(), 14);
     for (request, needs) in table {
         for set in 0..16u8 {
             let has = |bit: usize| set & (1 << bit) != 0;

@@ -95,6 +95,7 @@ impl Whose {
             origin: None,
             saved_ever: false,
             state: State::Stopped,
+            note: None,
             says: record::says(&ledger),
             ledger,
         }

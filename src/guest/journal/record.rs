@@ -43,6 +43,9 @@ pub struct Record {
     pub saved_ever: bool,
     /// What became of the term, if the ledger says that this host owns it.
     pub state: State,
+    /// An operator's word by which this came to be: who, when, what.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
     /// What `ledger` says, in words.
     pub says: String,
     /// Who owns the guest, as far as this host knows.
@@ -73,6 +76,7 @@ impl Record {
             peer: peer.or_else(|| self.peer.clone()),
             since,
             state: State::Owner,
+            note: None,
             says: says(&ledger),
             ledger,
             ..self.clone()
@@ -203,6 +207,7 @@ pub(super) fn example() -> Record {
         origin: Some(Uuid::from_u128(5)),
         saved_ever: true,
         state: State::Saved { save: Uuid::from_u128(6) },
+        note: None,
         says: says(&owned(7)),
         ledger: owned(7),
     }

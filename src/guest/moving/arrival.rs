@@ -164,7 +164,8 @@ pub(super) async fn given_up(commands: &mut mpsc::Receiver<Command>) -> String {
             Some(Command::Cancel(why) | Command::PeerGone(why) | Command::GuestEnded(why)) => {
                 return why;
             }
-            Some(Command::Heard(_)) => {}
+            // One that nobody answers is answered with that.
+            Some(Command::Heard(_) | Command::Claim(_)) => {}
             None => std::future::pending().await,
         }
     }
@@ -205,6 +206,12 @@ pub fn attend<P: PausedMachine>(
 }
 
 fn answer(request: Request, facts: &Facts, coming: &UnderWay) {
+    let request = match request {
+        Request { command: Wish::Claim(claim), reply } => {
+            return super::claim::pass(&claim, coming, reply);
+        }
+        other => other,
+    };
     let answer = match request.command.input() {
         Input::Info => Ok(Answer::Info(Box::new(facts.info(Now {
             state: GuestState::Arriving,

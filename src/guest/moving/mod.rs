@@ -15,6 +15,7 @@
 //! Whose the guest is, is decided in the engine's hand-over; when to switch, in its convergence.
 
 pub mod arrival;
+pub mod claim;
 pub mod departure;
 pub mod feed;
 pub mod landed;

@@ -248,6 +248,7 @@ fn why(reason: Reason, text: &str, side: Side, to: &str) -> ErrorBody {
         Reason::Journal | Reason::Disks => {
             (ErrorCode::MoveFailed, "check the state directory and the disks' storage")
         }
+        Reason::Operator => (ErrorCode::MoveFailed, "see what was said: migrate show GUEST"),
         Reason::Protocol
         | Reason::CopyFailed
         | Reason::GuestFailed

@@ -10,7 +10,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use migrate_engine::handover::journal::{Mark, Record};
+use migrate_engine::handover::journal::{Ledger, Mark, Record};
 use migrate_engine::handover::proof::Durable;
 use migrate_engine::handover::term::{Beside, BootId, Stamp, SwitchId, Term};
 use migrate_engine::port::{Lock, Rights};
@@ -94,6 +94,10 @@ impl Rights for ProcessRights {
 
     fn drop_next(&mut self) {
         let_go("NEXT", self.disks.drop_next());
+    }
+
+    fn known(&self) -> Option<(Ledger, bool)> {
+        Some((self.journal.ledger(), self.disks.shared() > 0))
     }
 }
 

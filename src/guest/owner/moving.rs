@@ -62,6 +62,10 @@ impl<M: MakeMachine> Owner<M> {
     pub(super) fn about_move(&mut self, request: Option<Request>) -> Option<Ending> {
         let Request { command, reply } = request?;
         let moving = self.moving.as_ref();
+        if let (Command::Claim(claim), Some(moving)) = (&command, moving) {
+            crate::guest::moving::claim::pass(claim, moving, reply);
+            return None;
+        }
         reply.send(match (command, moving) {
             (Command::CancelMove, Some(moving)) => {
                 Ok(Answer::Cancelled(moving.cancel("cancelled by its user")))

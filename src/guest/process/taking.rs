@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use migrate_engine::handover::term::{Beside, BootId, HostId};
@@ -31,6 +31,9 @@ use crate::guest::{caller, ending, fingerprint, savefile};
 
 /// Journals that no saved file knows are kept this long, as exit records are.
 const JOURNALS_KEPT: Duration = Duration::from_hours(14 * 24);
+
+/// How long a daemon may take to let go of a journal.
+const MAKES_WAY: Duration = Duration::from_secs(10);
 
 /// Everything that had to be taken or opened before confinement.
 pub(super) struct Taken<T> {
@@ -119,7 +122,7 @@ pub(super) fn take<O: OpenMachine>(
         journal::prune(all, Timestamp::now() - JOURNALS_KEPT);
     }
     let whose = whose(definition, dirs)?;
-    let journal = take_journal(&journal_dir, &whose)?;
+    let journal = take_journal(&journal_dir, &whose, spec.claim.is_some())?;
     let mut opened = machine.open(definition, &dir, passed, events)?;
     let claim = if spec.receive.is_some() { Claim::Receive } else { Claim::Start };
     let disk_set = opened.claim_disks(Asked { guest: definition.uuid, claim })?;
@@ -131,7 +134,10 @@ pub(super) fn take<O: OpenMachine>(
     let disks = opened.disks();
     let known = Known { last: journal.last(), whose: &whose, beside };
     let right = match (source, &spec.receive) {
-        (None, None) => Right::Start(load::grant_start(&known)?),
+        (None, None) => Right::Start(match &spec.claim {
+            None => load::grant_start(&known)?,
+            Some(claim) => load::grant_claim(&known, claim, disk_set.shared() > 0)?,
+        }),
         (Some(s), _) => {
             Right::Start(load::grant_load(&s.how, definition, &s.saved.metadata, &known)?)
         }
@@ -163,10 +169,17 @@ pub(super) fn take<O: OpenMachine>(
 
 /// Takes the guest's journal. If somebody holds it who is no guest process, but settles for a dead
 /// one whose the guest is, what the journal says is the better answer.
-fn take_journal(dir: &Path, whose: &Whose) -> Result<Journal, Failure> {
-    let held = match Journal::take(dir) {
-        Err(held @ JournalError::Held { .. }) => held,
-        taken => return Ok(taken?),
+fn take_journal(dir: &Path, whose: &Whose, claims: bool) -> Result<Journal, Failure> {
+    let began = Instant::now();
+    let held = loop {
+        match Journal::take(dir) {
+            // Whoever settles for the dead makes way for an operator.
+            Err(JournalError::Held { .. }) if claims && began.elapsed() < MAKES_WAY => {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            Err(held @ JournalError::Held { .. }) => break held,
+            taken => return Ok(taken?),
+        }
     };
     if let Ok(Some(record)) = journal::read(dir) {
         let known = Known { last: Some(&record), whose, beside: Beside::NOTHING };

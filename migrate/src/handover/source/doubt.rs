@@ -109,6 +109,15 @@ pub(super) fn ceded(switch: Switch, input: Input, now: Millis) -> Next {
             Some((here, vec![Effect::Commit(switch)]))
         }
         (Input::RecordFailed(record), _) => Some((here, vec![Effect::Record(record)])),
+        // The operator's word counts as the other side's.
+        (Input::Claimed, _) => {
+            let effects = vec![Effect::Resume, Effect::Report(Notice::Kept(Why::Operator))];
+            Some((State::Kept { switch: Some(switch), said: true }, effects))
+        }
+        (Input::GivenUp, _) => {
+            let effects = vec![Effect::Record(Record::Moved(switch)), Effect::Audit];
+            Some((State::Auditing(switch), effects))
+        }
         _ => None,
     }
 }

@@ -309,6 +309,10 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
                     Ok(paused) => paused,
                     Err(frozen) => return self.hold = Hold::Frozen(frozen),
                 },
+                Back::Claimed(proof) => match frozen.claimed(proof) {
+                    Ok(paused) => paused,
+                    Err(frozen) => return self.hold = Hold::Frozen(frozen),
+                },
                 _ => return self.hold = Hold::Frozen(frozen),
             },
             other => return self.hold = other,

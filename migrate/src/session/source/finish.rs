@@ -41,6 +41,7 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
             Why::Stamp => (Reason::Disks, "the term cannot be written beside the disks"),
             Why::Arbiter => (Reason::Arbiter, "the arbiter did not answer"),
             Why::Withdrawn => (Reason::Withdrawn, "the switch was withdrawn"),
+            Why::Operator => (Reason::Operator, "an operator said that the target is fenced"),
         };
         let text = match why {
             Why::Refused(refusal) => format!("{text}: {refusal:?}"),

@@ -1,7 +1,7 @@
 //! The guest, in the type that says what may be done with it.
 
 use crate::handover::proof::{
-    Frozen, InDoubt, NeverRanProof, OfferProof, Stopped, Unstamped, WithdrawnProof,
+    ClaimedProof, Frozen, InDoubt, NeverRanProof, OfferProof, Stopped, Unstamped, WithdrawnProof,
 };
 use crate::port::RunningGuest;
 
@@ -55,4 +55,6 @@ pub(super) enum Back {
     Returning(Unstamped<NeverRanProof>),
     /// And beside the disks.
     Returned(NeverRanProof),
+    /// An operator said so.
+    Claimed(ClaimedProof),
 }

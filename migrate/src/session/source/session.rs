@@ -8,16 +8,19 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
+use super::super::claim::{Claim, NotClaimed, decide};
 use super::super::edge::{Clock, Outside};
 use super::super::line::{Line, Peer, PumpTalk};
 use super::super::record::Recorder;
 use super::super::report::{Phase, Reason, Side};
 use super::super::wait::{Jobs, Timers};
 use super::super::{Command, Event};
-use super::hold::{Hold, Proofs};
+use super::hold::{Back, Hold, Proofs};
 use super::{Outcome, Plan};
 use crate::converge::{Advice, Costs};
 use crate::handover::effect::{Effect, Input, Timer};
+use crate::handover::proof::ClaimedProof;
+use crate::handover::resolve;
 use crate::handover::source::{Setup, Source, State, pause_limit};
 use crate::port::{self, NotPaused, PausedGuest, Rights, RunningGuest};
 use crate::precopy::{End, Precopy, PrecopyError, RoundReport};
@@ -231,6 +234,7 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
             Happening::Frame(Ok(frame)) => self.frame(frame).await,
             Happening::Frame(Err(why)) => self.link_failed(&why),
             Happening::Command(None) => self.commands_open = false,
+            Happening::Command(Some(Command::Claim(claim))) => self.claim(claim).await,
             Happening::Command(Some(command)) => self.command(command),
             Happening::Timer(timer) => self.inputs.push_back(Input::Timer(timer)),
             Happening::Done(done) => self.done(done).await,
@@ -257,7 +261,43 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
                 self.word(message);
             }
             Command::PeerGone(why) => self.peer_gone(why),
+            Command::Claim(claim) => not_now(&claim),
         }
+    }
+
+    /// An operator's word. It counts only while the guest is frozen and nothing is under way.
+    async fn claim(&mut self, claim: Claim) {
+        let ceded = matches!(self.machine.state(), State::Ceded(_));
+        if !ceded || !matches!(self.hold, Hold::Frozen(_)) {
+            return not_now(&claim);
+        }
+        let Hold::Frozen(frozen) = self.hold.take() else { return };
+        let (frozen, claim, done) = self
+            .with_rights(move |d| {
+                let done = decide(d, &claim, |d, plan| match plan {
+                    resolve::Plan::GiveUp(_) => Ok(None),
+                    resolve::Plan::Run { .. } => ClaimedProof::record(d, &frozen, plan)
+                        .map(Some)
+                        .map_err(|why| NotClaimed::Failed(why.to_string())),
+                });
+                (frozen, claim, done)
+            })
+            .await;
+        self.hold = Hold::Frozen(frozen);
+        let answer = match done {
+            Ok((resolve::Plan::Run { term, .. }, Some(proof))) => {
+                self.owner_dropped = false;
+                self.proofs.back = Back::Claimed(proof);
+                self.inputs.push_back(Input::Claimed);
+                Ok(Some(term))
+            }
+            Ok(_) => {
+                self.inputs.push_back(Input::GivenUp);
+                Ok(None)
+            }
+            Err(why) => Err(why),
+        };
+        let _ = claim.answer.try_send(answer);
     }
 
     /// Nothing comes from a dead process, and nothing reaches it: what is to be said goes around.
@@ -336,4 +376,8 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
     pub(super) fn begin_blackout(&mut self) {
         self.log.black(Instant::now());
     }
+}
+
+fn not_now(claim: &Claim) {
+    let _ = claim.answer.try_send(Err(NotClaimed::NotNow));
 }

@@ -41,6 +41,7 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
             Why::Journal => (Reason::Journal, "the journal cannot be written".into()),
             Why::NeverRan => (Reason::NeverRan, "the guest cannot be restored".into()),
             Why::Withdrawn => (Reason::Withdrawn, "the source withdrew the switch".into()),
+            Why::Operator => (Reason::Operator, "an operator gave the guest up".into()),
             _ => (Reason::Cancelled, "the source ended the attempt".to_owned()),
         };
         // Withdrawn is withdrawn, whatever went wrong here before.

@@ -7,14 +7,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::super::claim::{Claim, NotClaimed, decide};
 use super::super::edge::{Clock, Outside};
 use super::super::line::{Line, Peer, PumpTalk};
 use super::super::record::Recorder;
 use super::super::report::{Phase, Reason, Side};
-use super::super::wait::{Jobs, Timers};
+use super::super::wait::{Jobs, Timers, blocking};
 use super::super::{Command, Event};
 use super::{Expected, Outcome};
 use crate::handover::effect::{Effect, Input, Timer};
+use crate::handover::journal::Record;
+use crate::handover::resolve::Plan;
 use crate::handover::target::{Setup, State, Target};
 use crate::port::{PausedGuest, Receiver, Rehearsal, Rights};
 use crate::pump::{RecvError, TalkError, Target as Pump};
@@ -207,6 +210,7 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
             Happening::Frame(Ok(frame)) => self.frame(frame).await,
             Happening::Frame(Err(why)) => self.link_failed(&why),
             Happening::Command(None) => self.commands_open = false,
+            Happening::Command(Some(Command::Claim(claim))) => self.claim(claim).await,
             Happening::Command(Some(command)) => self.command(command),
             Happening::Timer(timer) => self.inputs.push_back(Input::Timer(timer)),
             Happening::Done(done) => self.done(done).await,
@@ -225,6 +229,7 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
             }
             // It is not ours yet, or its own process knows.
             Command::GuestEnded(_) => {}
+            Command::Claim(claim) => not_now(&claim),
             Command::Heard(message) => {
                 self.peer.around = true;
                 self.word(message);
@@ -236,6 +241,39 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
                 self.after(DRAIN_MS, Done::PeerSilent(why));
             }
         }
+    }
+
+    /// An operator's word. It counts only while everything is here and waits for the source.
+    async fn claim(&mut self, claim: Claim) {
+        if !matches!((self.machine.state(), &self.hold), (State::Prepared(_), Hold::Here(_))) {
+            return not_now(&claim);
+        }
+        let Some(mut rights) = self.rights.take() else { return not_now(&claim) };
+        let (rights, claim, done) = blocking(move || {
+            let failed = |e: D::Error| NotClaimed::Failed(e.to_string());
+            let done = decide(&mut rights, &claim, |d, plan| match plan {
+                Plan::GiveUp(_) => Ok(()),
+                Plan::Run { term, .. } => {
+                    d.stamp(*term).map_err(failed)?;
+                    d.record(Record::Owner { term: *term }).map_err(failed)
+                }
+            });
+            (rights, claim, done)
+        })
+        .await;
+        self.rights = Some(rights);
+        let answer = match done {
+            Ok((Plan::Run { term, .. }, ())) => {
+                self.inputs.push_back(Input::Claimed);
+                Ok(Some(term))
+            }
+            Ok((Plan::GiveUp(_), ())) => {
+                self.inputs.push_back(Input::GivenUp);
+                Ok(None)
+            }
+            Err(why) => Err(why),
+        };
+        let _ = claim.answer.try_send(answer);
     }
 
     /// Nothing was offered: the attempt may end without a trace.
@@ -290,4 +328,8 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
             self.event(Event::Phase(phase));
         }
     }
+}
+
+fn not_now(claim: &Claim) {
+    let _ = claim.answer.try_send(Err(NotClaimed::NotNow));
 }

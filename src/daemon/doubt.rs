@@ -1,0 +1,301 @@
+//! Guests whose owner is in doubt, and an operator who says that a host is fenced.
+//!
+//! Every joined host is asked first, whatever the operator says; what they say, what the operator
+//! said and what came of it is kept. Who decides is whoever holds the guest's journal: the process
+//! that has its memory, a new process that would start it from its disks, or, to give up what a
+//! dead process left, the place of that process.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::keeper::Speaker;
+use super::peer::{Answer, Request};
+use super::{Daemon, inbound, unexpected};
+use crate::api::resolve::{Asked, Claim, Doubtful, ResolveRequest, Resolved, Standing, Wish, Word};
+use crate::api::{ErrorBody, ErrorCode, Failure, GuestInfo, LaunchSpec};
+use crate::guest::journal::record::Record;
+use crate::host::{doubt, persistent, spawn};
+
+/// How long another host may take to be reached, and to answer.
+const DIAL: Duration = Duration::from_secs(3);
+/// See [`DIAL`].
+const ANSWER: Duration = Duration::from_secs(10);
+/// How long a guest may take to be built.
+const BUILD: Duration = Duration::from_mins(1);
+/// For so long nobody else takes the guest's journal.
+pub const WAY: Duration = Duration::from_mins(1);
+
+/// All of it, as it is kept.
+#[derive(Serialize)]
+struct OnRecord<'a> {
+    schema: u32,
+    at: Timestamp,
+    asked: &'a ResolveRequest,
+    known: &'a Standing,
+    /// Why it was refused; nothing if it was done.
+    refused: Option<&'a ErrorBody>,
+}
+
+fn refuse(code: ErrorCode, message: impl Into<String>, remedy: impl Into<String>) -> Failure {
+    Failure::new(code, message, remedy)
+}
+
+/// What can be said against an operator's word from what is known already.
+fn against(request: &ResolveRequest, known: &Standing) -> Result<(), Failure> {
+    let Doubtful { name, other, .. } = &known.here;
+    let Some(other) = other else {
+        let what = format!("nothing is in doubt: {}", known.here.known);
+        return Err(refuse(ErrorCode::WrongState, what, known.here.next.clone()));
+    };
+    if request.wish == Wish::GiveUp {
+        return Ok(());
+    }
+    match &request.fenced {
+        Some(fenced) if *fenced == other.name => {}
+        fenced => {
+            let said = fenced.as_ref().map_or(String::new(), |f| format!(", not '{f}'"));
+            return Err(refuse(
+                ErrorCode::Usage,
+                format!("the host that could run guest '{name}' is '{}'{said}", other.name),
+                format!(
+                    "make sure that it is off and stays off, then say so: --fenced {}",
+                    other.name
+                ),
+            ));
+        }
+    }
+    if let Some(owner) = known.hosts.iter().find(|h| h.answer.as_ref().is_ok_and(|w| w.owns)) {
+        return Err(refuse(
+            ErrorCode::Superseded,
+            format!("host '{}' answers, and says that it has guest '{name}'", owner.host),
+            format!("look there: migrate show {name}"),
+        ));
+    }
+    let answers = |h: &&Asked| h.host == other.name && h.answer.is_ok();
+    if known.hosts.iter().any(|h| answers(&h)) {
+        return Err(refuse(
+            ErrorCode::WrongState,
+            format!("host '{}' answers, so it is not fenced", other.name),
+            "it settles by itself, within seconds; see: migrate show GUEST on both",
+        )
+        .retryable());
+    }
+    Ok(())
+}
+
+impl Daemon {
+    /// What this host says of a guest to another.
+    pub(super) fn word(&self, guest: Uuid) -> Result<Word, Failure> {
+        Ok(doubt::word(&self.dirs, guest)?)
+    }
+
+    /// Asks all joined hosts at once.
+    async fn ask_all(self: &Arc<Self>, guest: Uuid) -> Result<Vec<Asked>, Failure> {
+        let mut tasks = tokio::task::JoinSet::new();
+        for host in self.files.hosts()? {
+            let (daemon, host) = (Arc::clone(self), host.name.to_string());
+            tasks.spawn(async move {
+                let asking = daemon.ask_within(Some(DIAL), &host, Request::Word { guest });
+                let answer = match tokio::time::timeout(ANSWER, asking).await {
+                    Ok(Ok(told)) => match told.answer {
+                        Answer::Word(word) => Ok(word),
+                        _ => Err(unexpected("the other daemon", &"it answered something else")),
+                    },
+                    Ok(Err(failure)) => Err(failure),
+                    Err(_) => Err(refuse(ErrorCode::Unreachable, "it does not answer", "")),
+                };
+                Asked { host, answer: answer.map_err(|f| *f.0) }
+            });
+        }
+        let mut hosts = Vec::new();
+        while let Some(done) = tasks.join_next().await {
+            hosts.push(done.map_err(|e| unexpected("asking a host", &e))?);
+        }
+        hosts.sort_by(|a, b| a.host.cmp(&b.host));
+        Ok(hosts)
+    }
+
+    /// Everything that is known of a guest, here and elsewhere.
+    ///
+    /// # Errors
+    /// `not-found`: this host has no journal of such a guest.
+    pub(super) async fn standing(self: &Arc<Self>, which: &str) -> Result<Standing, Failure> {
+        Ok(self.look(which).await?.1)
+    }
+
+    async fn look(self: &Arc<Self>, which: &str) -> Result<(Record, Standing), Failure> {
+        let record = doubt::find(&self.dirs, which).ok_or_else(|| {
+            let what = format!("this host has no journal of a guest '{which}'");
+            refuse(ErrorCode::NotFound, what, "see the guests there are: migrate ls -a")
+        })?;
+        let hosts = self.ask_all(record.uuid).await?;
+        let here = doubt::doubtful(&record);
+        let memory = here.doubt.is_some() && self.process_of(record.uuid).await.is_some();
+        Ok((record, Standing { schema: 1, here, memory, hosts }))
+    }
+
+    /// Does what an operator wants, unless something speaks against it.
+    pub(super) async fn resolve(
+        self: &Arc<Self>,
+        which: &str,
+        request: ResolveRequest,
+    ) -> Result<Resolved, Failure> {
+        let (record, known) = self.look(which).await?;
+        let done = self.try_to_resolve(&record, &request, &known).await;
+        let refused = done.as_ref().err().map(|f| &*f.0);
+        tracing::warn!(
+            GUEST = record.name,
+            by = request.by,
+            wish = ?request.wish,
+            fenced = request.fenced,
+            lose_later_work = request.lose_later_work,
+            refused = refused.map(|body| body.message.as_str()),
+            "an operator's word"
+        );
+        let all =
+            OnRecord { schema: 1, at: Timestamp::now(), asked: &request, known: &known, refused };
+        if let Err(error) = self.keep_word(record.uuid, &all) {
+            tracing::error!(GUEST = record.name, %error, "an operator's word is not on record");
+        }
+        Ok(Resolved { schema: 1, guest: done?.map(Box::new), before: known })
+    }
+
+    fn keep_word(&self, guest: Uuid, all: &OnRecord<'_>) -> std::io::Result<()> {
+        let dir = self.dirs.state.join("resolved");
+        fs::create_dir_all(&dir)?;
+        let path = dir.join(format!("{guest}.jsonl"));
+        let mut file = fs::File::options().create(true).append(true).mode(0o600).open(path)?;
+        file.write_all(format!("{}\n", serde_json::to_string(all)?).as_bytes())?;
+        file.sync_all()
+    }
+
+    async fn try_to_resolve(
+        self: &Arc<Self>,
+        record: &Record,
+        request: &ResolveRequest,
+        known: &Standing,
+    ) -> Result<Option<GuestInfo>, Failure> {
+        against(request, known)?;
+        let words = known.hosts.iter().filter_map(|h| h.answer.as_ref().ok());
+        let other = known.here.other.as_ref().map_or("", |h| &h.name);
+        let wish = match request.wish {
+            Wish::RunHere => format!("run here, as {other} is fenced"),
+            Wish::GiveUp => "give up".to_owned(),
+        };
+        let claim = Claim {
+            wish: request.wish,
+            elsewhere: words.map(|w| w.term).max().unwrap_or(0),
+            lose_later_work: request.lose_later_work,
+            note: format!("{} said at {:.0}: {wish}", request.by, Timestamp::now()),
+        };
+        let guest = record.uuid;
+        match self.speaker(guest)? {
+            Speaker::Process => {
+                let client = self.process_of(guest).await.ok_or_else(|| {
+                    let what = "the guest's process does not answer, and is not dead";
+                    let remedy = format!("end it: migrate stop {} --kill", record.name);
+                    refuse(ErrorCode::Unreachable, what, remedy)
+                })?;
+                let claimed = client.claim(&claim).await.map_err(|e| client.failure(e))?;
+                match claimed.term {
+                    None => Ok(None),
+                    Some(_) => Ok(client.info_async(DIAL).await.ok()),
+                }
+            }
+            Speaker::Us(acting) if request.wish == Wish::GiveUp => {
+                acting.lock().await.give_up(&claim.note, record.peer.as_deref())?;
+                self.settled(guest);
+                Ok(None)
+            }
+            Speaker::Us(acting) => {
+                drop(acting);
+                self.places.make_way(guest);
+                self.start_claimed(record, claim).await.map(Some)
+            }
+        }
+    }
+
+    /// Starts a guest from its disks, by an operator's word.
+    async fn start_claimed(&self, record: &Record, claim: Claim) -> Result<GuestInfo, Failure> {
+        let (guest, name) = (record.uuid, &record.name);
+        let definition = self.definition_of(guest, name).ok_or_else(|| {
+            let path = self.dirs.definition(name);
+            refuse(
+                ErrorCode::NotFound,
+                format!("it is not known here what guest '{name}' is made of"),
+                format!("write {} with its uuid, {guest}, and say it again", path.display()),
+            )
+        })?;
+        let claim = Some(claim);
+        let spec = LaunchSpec { claim, ..persistent::launch_spec(&self.dirs, definition) };
+        let launch = move || spawn::launch(&spec, None, Some(BUILD));
+        let launched = tokio::task::spawn_blocking(launch).await;
+        let launched = launched.map_err(|e| unexpected("the start of a guest", &e))??;
+        self.settled(guest);
+        inbound::reap(launched.child);
+        Ok(launched.info)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::moving::HostRef;
+    use crate::api::resolve::Doubt;
+
+    fn known(hosts: Vec<Asked>) -> Standing {
+        let here = Doubtful {
+            schema: 1,
+            name: "web1".into(),
+            uuid: Uuid::nil(),
+            doubt: Some(Doubt::Offered),
+            other: Some(HostRef { id: Uuid::from_u128(2), name: "beta".into() }),
+            since: Timestamp::UNIX_EPOCH,
+            term: 3,
+            known: String::new(),
+            next: String::new(),
+        };
+        Standing { schema: 1, here, memory: false, hosts }
+    }
+
+    fn request(wish: Wish, fenced: Option<&str>) -> ResolveRequest {
+        let fenced = fenced.map(str::to_owned);
+        ResolveRequest { wish, fenced, lose_later_work: false, by: "root".into() }
+    }
+
+    #[test]
+    fn an_operators_word_is_not_taken_against_what_is_known() {
+        let says = |host: &str, owns| Asked {
+            host: host.into(),
+            answer: Ok(Word { owns, ..Word::default() }),
+        };
+        let silent = |host: &str| {
+            let failure = refuse(ErrorCode::Unreachable, "it does not answer", "");
+            Asked { host: host.into(), answer: Err(*failure.0) }
+        };
+        let run = |fenced, hosts| {
+            let request = request(Wish::RunHere, fenced);
+            against(&request, &known(hosts)).map_err(|f| f.0.code)
+        };
+        let fenced = Some("beta");
+        assert_eq!(run(fenced, vec![silent("beta"), says("gamma", false)]), Ok(()));
+        assert_eq!(run(fenced, vec![]), Ok(()), "it was removed from the site");
+        assert_eq!(run(None, vec![silent("beta")]), Err(ErrorCode::Usage));
+        assert_eq!(run(Some("gamma"), vec![silent("beta")]), Err(ErrorCode::Usage));
+        assert_eq!(run(fenced, vec![says("beta", false)]), Err(ErrorCode::WrongState));
+        let elsewhere = vec![silent("beta"), says("gamma", true)];
+        assert_eq!(run(fenced, elsewhere.clone()), Err(ErrorCode::Superseded));
+        let give_up = request(Wish::GiveUp, None);
+        assert!(against(&give_up, &known(elsewhere)).is_ok(), "that only takes away");
+        let settled =
+            Standing { here: Doubtful { other: None, ..known(vec![]).here }, ..known(vec![]) };
+        assert_eq!(against(&give_up, &settled).unwrap_err().0.code, ErrorCode::WrongState);
+    }
+}
