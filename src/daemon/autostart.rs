@@ -90,7 +90,10 @@ pub async fn start_all(daemon: Arc<Daemon>) {
             }
             match start(&daemon, &name).await {
                 Ok(()) => tracing::info!(GUEST = name, "started, as its host has booted"),
-                Err(failure) if failure.0.code == ErrorCode::InDoubt => round.pending.push(name),
+                // Its journal may just be held by whoever has settled it.
+                Err(f) if matches!(f.0.code, ErrorCode::InDoubt | ErrorCode::AlreadyRunning) => {
+                    round.pending.push(name);
+                }
                 Err(failure) => tracing::error!(GUEST = name, %failure, "not started"),
             }
         }

@@ -217,7 +217,9 @@ impl Daemon {
             Speaker::Us(acting) => {
                 drop(acting);
                 self.places.make_way(guest);
-                self.start_claimed(record, claim).await.map(Some)
+                let started = self.start_claimed(record, claim).await;
+                self.places.way_is_free(guest);
+                started.map(Some)
             }
         }
     }

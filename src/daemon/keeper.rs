@@ -66,6 +66,11 @@ impl Places {
         claimed.insert(guest, Instant::now());
     }
 
+    /// The operator has spoken.
+    pub fn way_is_free(&self, guest: Uuid) {
+        self.claimed.lock().unwrap_or_else(PoisonError::into_inner).remove(&guest);
+    }
+
     fn is_claimed(&self, guest: Uuid) -> bool {
         let claimed = self.claimed.lock().unwrap_or_else(PoisonError::into_inner);
         claimed.get(&guest).is_some_and(|since| since.elapsed() < super::doubt::WAY)

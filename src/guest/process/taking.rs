@@ -34,6 +34,8 @@ const JOURNALS_KEPT: Duration = Duration::from_hours(14 * 24);
 
 /// How long a daemon may take to let go of a journal.
 const MAKES_WAY: Duration = Duration::from_secs(10);
+/// The same, once nothing is left to settle.
+const LETS_GO: Duration = Duration::from_secs(1);
 
 /// Everything that had to be taken or opened before confinement.
 pub(super) struct Taken<T> {
@@ -168,24 +170,24 @@ pub(super) fn take<O: OpenMachine>(
 }
 
 /// Takes the guest's journal. If somebody holds it who is no guest process, but settles for a dead
-/// one whose the guest is, what the journal says is the better answer.
+/// one whose the guest is, what the journal says is the better answer. Whoever has settled it lets
+/// go presently, and for one who `claims` the guest at any time.
 fn take_journal(dir: &Path, whose: &Whose, claims: bool) -> Result<Journal, Failure> {
-    let began = Instant::now();
-    let held = loop {
-        match Journal::take(dir) {
-            // Whoever settles for the dead makes way for an operator.
-            Err(JournalError::Held { .. }) if claims && began.elapsed() < MAKES_WAY => {
-                std::thread::sleep(Duration::from_millis(50));
-            }
-            Err(held @ JournalError::Held { .. }) => break held,
+    let (began, patience) = (Instant::now(), if claims { MAKES_WAY } else { LETS_GO });
+    loop {
+        let held = match Journal::take(dir) {
+            Err(held @ JournalError::Held { .. }) => held,
             taken => return Ok(taken?),
+        };
+        if !claims && let Ok(Some(record)) = journal::read(dir) {
+            let known = Known { last: Some(&record), whose, beside: Beside::NOTHING };
+            load::grant_start(&known)?;
         }
-    };
-    if let Ok(Some(record)) = journal::read(dir) {
-        let known = Known { last: Some(&record), whose, beside: Beside::NOTHING };
-        load::grant_start(&known)?;
+        if began.elapsed() >= patience {
+            return Err(held.into());
+        }
+        std::thread::sleep(Duration::from_millis(50));
     }
-    Err(held.into())
 }
 
 /// Under the disks' locks, so that nobody changes them after the look.

@@ -122,6 +122,17 @@ impl World {
         self.disk.lock().unwrap().beside.owner = owner;
     }
 
+    /// A host is gone, and with it its locks.
+    pub(super) fn host_dies(&self, host: HostId) {
+        let mut disk = self.disk.lock().unwrap();
+        let disk = &mut *disk;
+        for holder in [&mut disk.owner, &mut disk.next] {
+            if *holder == Some(host) {
+                *holder = None;
+            }
+        }
+    }
+
     pub(super) fn beside(&self) -> Beside {
         self.disk.lock().unwrap().beside
     }
@@ -388,6 +399,10 @@ impl Rights for Paper {
 
     fn drop_next(&mut self) {
         self.unlock("NEXT", |d| &mut d.next);
+    }
+
+    fn known(&self) -> Option<(Ledger, bool)> {
+        Some((self.ledger.clone(), true))
     }
 }
 

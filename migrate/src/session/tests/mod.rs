@@ -1,5 +1,6 @@
 //! Whole moves of fake guests between two sessions in this process.
 
+mod claims;
 mod fake;
 mod hostile;
 mod pair;
