@@ -109,10 +109,11 @@ pub struct ResolveArgs {
     pub give_up: bool,
     /// The host that is off and stays off, or cannot reach the guest's disks; asked for on a
     /// terminal
-    #[arg(long, value_name = "HOST", value_parser = parse_host, requires = "run_here")]
+    #[arg(long, value_name = "HOST", value_parser = parse_host, requires = "run_here",
+          conflicts_with = "give_up")]
     pub fenced: Option<String>,
     /// Go back to the moment of the switch, although the other host may have run the guest since
-    #[arg(long, requires = "run_here")]
+    #[arg(long, requires = "run_here", conflicts_with = "give_up")]
     pub lose_later_work: bool,
 }
 
