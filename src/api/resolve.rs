@@ -8,6 +8,7 @@
 //! The same body goes to a guest process that still holds the memory, as [`Claim`]
 //! (`POST /v1/claim`, answered with [`Claimed`]).
 
+use migrate_engine::handover::term::{HostId, Stamp, Term};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -81,8 +82,9 @@ pub struct Doubtful {
 pub struct Word {
     /// The highest term that it knows; 0 if it knows nothing of the guest.
     pub term: u64,
-    /// It owns the guest: it runs there, or may be started there.
-    pub owns: bool,
+    /// The term under which it owns the guest, running or stopped, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owns: Option<u64>,
     /// In a sentence.
     pub says: String,
 }
@@ -128,10 +130,38 @@ pub struct Claim {
     pub wish: Wish,
     /// The highest term that any host knows which answered.
     pub elsewhere: u64,
+    /// The highest right under which a host owns the guest that answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owned_by: Option<Right>,
+    /// A host that did not answer, and is not the one that is fenced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub silent: Option<Uuid>,
     /// See [`ResolveRequest::lose_later_work`].
     pub lose_later_work: bool,
     /// What is kept in the journal: who said what, and when.
     pub note: String,
+}
+
+/// A host's right to a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Right {
+    /// Its term.
+    pub term: u64,
+    /// The host.
+    pub host: Uuid,
+}
+
+impl Claim {
+    /// The right of another host, in the terms of the hand-over.
+    pub fn owner(&self) -> Option<Stamp> {
+        let Right { term, host } = self.owned_by?;
+        Some(Stamp { term: Term::new(term), host: HostId(host.as_u128()) })
+    }
+
+    /// The host that did not answer, in the terms of the hand-over.
+    pub fn silent(&self) -> Option<HostId> {
+        self.silent.map(|id| HostId(id.as_u128()))
+    }
 }
 
 /// What a guest process did on a [`Claim`].

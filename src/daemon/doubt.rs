@@ -18,7 +18,9 @@ use uuid::Uuid;
 use super::keeper::Speaker;
 use super::peer::{Answer, Request};
 use super::{Daemon, inbound, unexpected};
-use crate::api::resolve::{Asked, Claim, Doubtful, ResolveRequest, Resolved, Standing, Wish, Word};
+use crate::api::resolve::{
+    Asked, Claim, Doubtful, ResolveRequest, Resolved, Right, Standing, Wish, Word,
+};
 use crate::api::{ErrorBody, ErrorCode, Failure, GuestInfo, LaunchSpec};
 use crate::guest::journal::record::Record;
 use crate::host::{doubt, persistent, spawn};
@@ -71,15 +73,17 @@ fn against(request: &ResolveRequest, known: &Standing) -> Result<(), Failure> {
             ));
         }
     }
-    if let Some(owner) = known.hosts.iter().find(|h| h.answer.as_ref().is_ok_and(|w| w.owns)) {
+    // What the others say is weighed by whoever holds the journal, and knows what the disks say.
+    let its_word = known.hosts.iter().find(|h| h.host == other.name);
+    let its_word = its_word.and_then(|h| h.answer.as_ref().ok());
+    if its_word.is_some_and(|word| word.owns.is_some()) {
         return Err(refuse(
             ErrorCode::Superseded,
-            format!("host '{}' answers, and says that it has guest '{name}'", owner.host),
+            format!("host '{}' answers, and says that it has guest '{name}'", other.name),
             format!("look there: migrate show {name}"),
         ));
     }
-    let answers = |h: &&Asked| h.host == other.name && h.answer.is_ok();
-    if known.hosts.iter().any(|h| answers(&h)) {
+    if its_word.is_some() {
         return Err(refuse(
             ErrorCode::WrongState,
             format!("host '{}' answers, so it is not fenced", other.name),
@@ -88,6 +92,29 @@ fn against(request: &ResolveRequest, known: &Standing) -> Result<(), Failure> {
         .retryable());
     }
     Ok(())
+}
+
+/// The highest right that a host says it has, and a host that is silent and not the fenced one.
+fn weigh(known: &Standing, ids: &[(String, Uuid)]) -> (Option<Right>, Option<Uuid>) {
+    let id = |name: &str| ids.iter().find(|(host, _)| host == name).map(|(_, id)| *id);
+    let owner = |asked: &Asked| {
+        let term = asked.answer.as_ref().ok()?.owns?;
+        // One that was never heard of is still somebody.
+        Some(Right { term, host: id(&asked.host).unwrap_or_default() })
+    };
+    let other = known.here.other.as_ref().map(|h| h.name.as_str());
+    let silent = |asked: &&Asked| asked.answer.is_err() && Some(asked.host.as_str()) != other;
+    let silent = known.hosts.iter().find(silent).map(|a| id(&a.host).unwrap_or_default());
+    (known.hosts.iter().filter_map(owner).max(), silent)
+}
+
+/// The failure with the names of hosts in place of their ids.
+fn named(mut failure: Failure, ids: &[(String, Uuid)]) -> Failure {
+    for (name, id) in ids {
+        let digits = format!("{:032x}", id.as_u128());
+        failure.0.message = failure.0.message.replace(&digits, name);
+    }
+    failure
 }
 
 impl Daemon {
@@ -184,6 +211,13 @@ impl Daemon {
     ) -> Result<Option<GuestInfo>, Failure> {
         against(request, known)?;
         let words = known.hosts.iter().filter_map(|h| h.answer.as_ref().ok());
+        let ids: Vec<(String, Uuid)> = self
+            .files
+            .hosts()?
+            .into_iter()
+            .filter_map(|h| Some((h.name.to_string(), h.id?)))
+            .collect();
+        let (owned_by, silent) = weigh(known, &ids);
         let other = known.here.other.as_ref().map_or("", |h| &h.name);
         let wish = match request.wish {
             Wish::RunHere => format!("run here, as {other} is fenced"),
@@ -192,9 +226,22 @@ impl Daemon {
         let claim = Claim {
             wish: request.wish,
             elsewhere: words.map(|w| w.term).max().unwrap_or(0),
+            owned_by,
+            silent,
             lose_later_work: request.lose_later_work,
             note: format!("{} said at {:.0}: {wish}", request.by, Timestamp::now()),
         };
+        let done = self.pass_on(record, request, claim).await;
+        done.map_err(|failure| named(failure, &ids))
+    }
+
+    /// Has the word weighed by whoever holds the journal.
+    async fn pass_on(
+        self: &Arc<Self>,
+        record: &Record,
+        request: &ResolveRequest,
+        claim: Claim,
+    ) -> Result<Option<GuestInfo>, Failure> {
         let guest = record.uuid;
         match self.speaker(guest)? {
             Speaker::Process => {
@@ -274,9 +321,9 @@ mod tests {
 
     #[test]
     fn an_operators_word_is_not_taken_against_what_is_known() {
-        let says = |host: &str, owns| Asked {
+        let says = |host: &str, owns: bool| Asked {
             host: host.into(),
-            answer: Ok(Word { owns, ..Word::default() }),
+            answer: Ok(Word { owns: owns.then_some(7), ..Word::default() }),
         };
         let silent = |host: &str| {
             let failure = refuse(ErrorCode::Unreachable, "it does not answer", "");
@@ -292,8 +339,19 @@ mod tests {
         assert_eq!(run(None, vec![silent("beta")]), Err(ErrorCode::Usage));
         assert_eq!(run(Some("gamma"), vec![silent("beta")]), Err(ErrorCode::Usage));
         assert_eq!(run(fenced, vec![says("beta", false)]), Err(ErrorCode::WrongState));
+        assert_eq!(run(fenced, vec![says("beta", true)]), Err(ErrorCode::Superseded));
+        // Others are weighed by whoever holds the journal.
         let elsewhere = vec![silent("beta"), says("gamma", true)];
-        assert_eq!(run(fenced, elsewhere.clone()), Err(ErrorCode::Superseded));
+        assert_eq!(run(fenced, elsewhere.clone()), Ok(()));
+        let ids =
+            [("beta".to_owned(), Uuid::from_u128(2)), ("gamma".to_owned(), Uuid::from_u128(3))];
+        let gamma = Uuid::from_u128(3);
+        let right = Some(Right { term: 7, host: gamma });
+        assert_eq!(weigh(&known(elsewhere.clone()), &ids), (right, None));
+        let nobody = vec![silent("beta"), silent("gamma")];
+        assert_eq!(weigh(&known(nobody), &ids), (None, Some(gamma)), "not the fenced one");
+        let text = refuse(ErrorCode::InDoubt, format!("host {:032x} is", 3), "");
+        assert_eq!(named(text, &ids).0.message, "host gamma is");
         let give_up = request(Wish::GiveUp, None);
         assert!(against(&give_up, &known(elsewhere)).is_ok(), "that only takes away");
         let settled =

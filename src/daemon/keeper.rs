@@ -34,8 +34,8 @@ use crate::host::{persistent, registry};
 pub const PATIENCE: Duration = Duration::from_mins(2);
 /// Time between two looks at a switch that is not settled.
 const AGAIN: Duration = Duration::from_millis(300);
-/// Time between two looks for switches that are not settled.
-const LOOK: Duration = Duration::from_secs(2);
+/// Time between two looks for switches that are not settled, and have nobody who settles them.
+pub const LATER: Duration = Duration::from_secs(2);
 /// A host that is asked again and again is dialled for so long each time, so that a link that is
 /// back is noticed soon; and every so many tries for as long as its distance may take.
 const DIAL: (Duration, u32) = (Duration::from_secs(1), 8);
@@ -311,7 +311,7 @@ impl Daemon {
                     }
                 });
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(LATER).await;
         }
     }
 

@@ -25,7 +25,7 @@ use super::save::Done;
 use crate::api::cpu::GuestCpu;
 use crate::api::moving::MoveStart;
 use crate::api::resolve::{Claim, Claimed};
-use crate::api::{Failure, GuestInfo, SaveResult, StopResult};
+use crate::api::{DirtyRate, Failure, GuestInfo, SaveResult, StopResult};
 
 /// A client's wish.
 #[derive(Debug)]
@@ -34,6 +34,8 @@ pub enum Command {
     Info,
     /// `GET cpu`.
     Cpu,
+    /// `POST dirty-rate`.
+    DirtyRate,
     /// `POST pause`.
     Pause,
     /// `POST resume`.
@@ -75,6 +77,7 @@ impl Command {
     pub fn input(&self) -> Input {
         match self {
             Self::Info | Self::Cpu => Input::Info,
+            Self::DirtyRate => Input::Measure,
             Self::Pause => Input::Pause,
             Self::Resume => Input::Resume,
             Self::Reset => Input::Reset,
@@ -98,6 +101,8 @@ pub enum Answer {
     Info(Box<GuestInfo>),
     /// The CPU it is shown.
     Cpu(Box<GuestCpu>),
+    /// How fast it writes.
+    DirtyRate(DirtyRate),
     /// How it ended.
     Stop(StopResult),
     /// What was saved.

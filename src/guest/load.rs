@@ -130,6 +130,8 @@ pub fn grant_claim(known: &Known<'_>, claim: &Claim, shared: bool) -> Result<Gra
         memory: resolve::Memory::Gone,
         elsewhere: Term::new(claim.elsewhere),
         runs_at: None,
+        owned_by: claim.owner(),
+        silent: claim.silent(),
     };
     let wish = resolve::Wish::RunHere { lose_later_work: claim.lose_later_work };
     let peer = known.last.and_then(|r| r.peer.as_deref());
@@ -163,16 +165,20 @@ pub fn refused_claim(refused: &resolve::Refused, peer: Option<&str>) -> Failure 
             ErrorCode::InDoubt,
             format!("bring {other} back; or accept the loss: --lose-later-work"),
         ),
-        Refused::Confirmed(_) | Refused::TakenBack(_) => {
+        Refused::Confirmed(_) => {
             (ErrorCode::Superseded, format!("repair {other}, or load a saved file as a clone"))
         }
+        Refused::MayHaveRun(_) => (
+            ErrorCode::InDoubt,
+            format!("bring {other} back; or: migrate resolve GUEST --run-here"),
+        ),
+        Refused::Silent(_) => (
+            ErrorCode::InDoubt,
+            "start that host's daemon; if it is gone for good: migrate host remove HOST".into(),
+        ),
     };
-    // Hosts are known by their names here.
-    let mut text = refused.to_string();
-    if let (Some(name), Some(id)) = (peer, refused.host()) {
-        text = text.replace(&id.to_string(), name);
-    }
-    Failure::new(code, text, remedy)
+    // The daemon puts names in the place of ids.
+    Failure::new(code, refused.to_string(), remedy)
 }
 
 /// Whether a guest may come here from another host: only if it is not this host's.

@@ -61,7 +61,7 @@ pub fn word(dirs: &Dirs, guest: Uuid) -> Result<Word, journal::JournalError> {
     };
     Ok(Word {
         term: record.ledger.highest().get(),
-        owns: record.ledger.owned().is_some(),
+        owns: record.ledger.owned().map(|right| right.term.get()),
         says: doubtful(&record).known,
     })
 }

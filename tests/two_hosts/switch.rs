@@ -22,7 +22,7 @@ fn at_the_switch() -> Option<(Rig, String)> {
     let Rig { site, lab, .. } = &rig;
     site.a.scribbler("web1", WRITER, &MEMORY);
     lab.done(&["set", DELAY]);
-    let id = site.a.begin("web1", &site.b, &["--max-downtime", "3s", "--on-stall", "pause"]);
+    let id = site.a.begin("web1", &site.b, &["--on-stall", "pause"]);
     eventually("the last piece is sent", || {
         let report = phase_of(&site.a, &id);
         assert!(report["outcome"].is_null(), "it ended before: {report}");

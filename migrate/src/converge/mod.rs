@@ -91,6 +91,9 @@ pub struct Inputs<'a> {
     pub dirty_rate: u64,
     /// What a switch costs; `None` before the rehearsal.
     pub costs: Option<Costs>,
+    /// The next round would show what an exchange with the target costs, and none has yet: the
+    /// round trip among the costs is that of a link that carried much.
+    pub untried: bool,
     /// Finished rounds, oldest first. The first one is the pass over all memory.
     pub rounds: &'a [Round],
     /// Since the move began.
@@ -109,8 +112,12 @@ pub enum Decision {
     /// A switch now would take too long, and as things are more rounds do not help: ask the
     /// policy.
     Stalled,
-    /// It cannot fit, however fast the link is and however little the guest writes: give up.
-    Refuse,
+    /// It cannot fit, however fast the link is and however little the guest writes: give up,
+    /// unless the policy is to switch all the same.
+    CannotFit {
+        /// Another round would hardly shorten the blackout: if at all, switch now.
+        settled: bool,
+    },
     /// The time is up: give up.
     GiveUp,
 }
@@ -163,6 +170,27 @@ pub struct Prediction {
     pub usual: Duration,
     /// From the beginning of the move to its end. `None`: no end in sight.
     pub total: Option<Duration>,
+}
+
+/// How a move would go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Foreseen {
+    /// From now to its end.
+    pub total: Duration,
+    /// The blackout in it, with the pessimistic rate.
+    pub blackout: Duration,
+}
+
+/// How a move would go of a guest of which `left` bytes are to be sent, with a switch no longer
+/// than `max_downtime`. `None`: no end in sight.
+pub fn foresee(
+    rate: Rate,
+    dirty_rate: u64,
+    costs: Costs,
+    left: u64,
+    max_downtime: Duration,
+) -> Option<Foreseen> {
+    Model { rate, costs, dirty_rate }.remaining(left, max_downtime)
 }
 
 /// A decision, why, and the prediction if there were numbers for one.
@@ -235,14 +263,15 @@ impl Model {
         (flat, next)
     }
 
-    /// The time until the end, if one can be foreseen.
-    fn remaining(&self, mut left: u64, max_downtime: Duration) -> Option<Duration> {
+    /// The time until the end and the blackout then, if an end can be foreseen.
+    fn remaining(&self, mut left: u64, max_downtime: Duration) -> Option<Foreseen> {
         let mut time = Duration::ZERO;
         for _ in 0..HORIZON {
             let blackout = self.promised(left);
             let (flat, _) = self.is_flat(left);
             if blackout <= max_downtime && flat {
-                return time.checked_add(self.costs.offer)?.checked_add(blackout);
+                let total = time.checked_add(self.costs.offer)?.checked_add(blackout)?;
+                return Some(Foreseen { total, blackout });
             }
             let (took, next) = self.round(left);
             if flat && next >= left - left / LEAST_GAIN {
@@ -281,7 +310,7 @@ pub fn decide(inputs: &Inputs<'_>) -> Advice {
     let prediction = Prediction {
         blackout: model.blackout(inputs.left, rate.low),
         usual: model.blackout(inputs.left, rate.usual).total(),
-        total: remaining.and_then(|r| r.checked_add(inputs.elapsed)),
+        total: remaining.and_then(|r| r.total.checked_add(inputs.elapsed)),
     };
     let (decision, why) = judge(inputs, &model);
     advice(decision, why, Some(prediction))
@@ -298,15 +327,24 @@ fn judge(inputs: &Inputs<'_>, model: &Model) -> (Decision, Why) {
     // What depends on the link can get better, and a move survives a link that is down.
     let fixed = Parts { memory: Duration::ZERO, state: Duration::ZERO, ..floor };
     if fixed.total() > limit {
-        return (Decision::Refuse, too_slow(fixed));
+        let settled = !inputs.rounds.is_empty()
+            && (model.is_flat(inputs.left).0 || flat_rounds(inputs.rounds) > 0);
+        return (Decision::CannotFit { settled }, too_slow(fixed));
     }
     if inputs.rounds.is_empty() {
         return (Decision::KeepCopying, Why::FirstPass { left: inputs.left });
     }
+    let now = model.promised(inputs.left);
+    let (flat, next) = model.is_flat(inputs.left);
+    let round = model.round(inputs.left).0;
+    let end = [inputs.elapsed, round, model.costs.offer, next];
+    let in_time = end.into_iter().fold(Duration::ZERO, Duration::saturating_add) < timeout;
+    if inputs.untried && in_time {
+        return (Decision::KeepCopying, Why::Untried { now });
+    }
     if floor.total() > limit {
         return (Decision::Stalled, too_slow(floor));
     }
-    let now = model.promised(inputs.left);
     let flat_rounds = flat_rounds(inputs.rounds);
     if now > limit {
         let hopeless = flat_rounds >= 1 && dirty_rate >= rate.low;
@@ -317,13 +355,10 @@ fn judge(inputs: &Inputs<'_>, model: &Model) -> (Decision, Why) {
         }
         return (Decision::KeepCopying, Why::TooLong { now, limit });
     }
-    let (flat, next) = model.is_flat(inputs.left);
     if flat || flat_rounds > 0 {
         return (Decision::Switch, Why::Flat { now, next, limit });
     }
-    let round = model.round(inputs.left).0;
-    let end = [inputs.elapsed, round, model.costs.offer, next];
-    if end.into_iter().fold(Duration::ZERO, Duration::saturating_add) >= timeout {
+    if !in_time {
         return (Decision::Switch, Why::TimeRunsOut { now, timeout });
     }
     (Decision::KeepCopying, Why::StillFalling { now, next })

@@ -20,6 +20,8 @@ pub enum Input {
         id: SwitchId,
         /// As read just now.
         beside: Beside,
+        /// Longest pause, in milliseconds; see [`pause_limit`](super::source::pause_limit).
+        pause_ms: u64,
     },
     /// The user cancels the move.
     Cancel,

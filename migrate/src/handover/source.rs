@@ -27,9 +27,11 @@ pub const LINK_MS: u64 = 10_000;
 pub const AGAIN_MS: u64 = 100;
 
 /// How long a pause may last until the offer is withdrawn, in milliseconds: four times the
-/// longest wanted downtime, at least half a second.
-pub const fn pause_limit(max_downtime_ms: u64) -> u64 {
-    let four = max_downtime_ms.saturating_mul(4);
+/// longest wanted downtime, at least half a second. Where a longer one was foreseen and accepted,
+/// that counts: a stop that does what it was expected to do is not withdrawn.
+pub const fn pause_limit(max_downtime_ms: u64, accepted_ms: u64) -> u64 {
+    let wanted = if accepted_ms > max_downtime_ms { accepted_ms } else { max_downtime_ms };
+    let four = wanted.saturating_mul(4);
     if four > 500 { four } else { 500 }
 }
 
@@ -44,8 +46,6 @@ pub struct Setup {
     pub owned: Term,
     /// The highest term that its journal knows.
     pub highest: Term,
-    /// Longest pause, in milliseconds; see [`pause_limit`].
-    pub pause_ms: u64,
     /// An arbiter decides every way out of the doubt.
     pub arbiter: bool,
     /// The user has paused the guest.
@@ -122,6 +122,8 @@ pub enum State {
 pub enum Return {
     /// Taking OWNER.
     Locking,
+    /// Writing the new term beside the disks as one that nobody else may use any more.
+    Reserving(Term),
     /// Asking the arbiter for this right in place of the target's.
     Deciding(Term),
     /// Recording the new term.
@@ -134,6 +136,8 @@ pub enum Return {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Source {
     setup: Setup,
+    /// Longest pause, in milliseconds. 0 until a switch is asked for.
+    pause_ms: u64,
     state: State,
 }
 
@@ -143,7 +147,7 @@ type Next = Option<(State, Vec<Effect>)>;
 impl Source {
     /// An attempt begins; the guest runs.
     pub const fn new(setup: Setup) -> Self {
-        Self { setup, state: State::Copying }
+        Self { setup, pause_ms: 0, state: State::Copying }
     }
 
     /// Where it stands.
@@ -164,12 +168,16 @@ impl Source {
         {
             return (self, Vec::new());
         }
-        let Self { setup, state } = self;
+        let Self { setup, mut pause_ms, state } = self;
+        if let (State::Copying, Input::Switch { pause_ms: accepted, .. }) = (state, input) {
+            pause_ms = accepted;
+        }
+        let limit = now.after(pause_ms);
         let next = match state {
             State::Copying | State::Offering { .. } | State::Offered(_) => {
-                free::running(&setup, state, input, now)
+                free::running(&setup, state, input, now, limit)
             }
-            State::Stopping { switch, sent } => free::stopping(&setup, switch, sent, input, now),
+            State::Stopping { switch, sent } => free::stopping(&setup, switch, sent, input, limit),
             State::InDoubt(switch) => doubt::in_doubt(&setup, switch, input, now),
             State::Deciding { switch, cede } => decide::deciding(switch, cede, input, now),
             State::Withdrawing { switch, recorded, why } => {
@@ -185,7 +193,7 @@ impl Source {
             State::Kept { switch: None, .. } | State::Moved | State::Superseded(_) => None,
         };
         let (state, effects) = next.unwrap_or((state, Vec::new()));
-        (Self { setup, state }, effects)
+        (Self { setup, pause_ms, state }, effects)
     }
 
     /// The switch in question.
@@ -261,4 +269,53 @@ const fn waits(what: ToSource) -> bool {
 fn audited(input: Input) -> Next {
     let Input::Audited { same } = input else { return None };
     Some((State::Moved, vec![Effect::Discard, Effect::Report(Notice::Moved { audited: same })]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::handover::term::{Beside, SwitchId};
+
+    const HERE: HostId = HostId(1);
+    const THERE: HostId = HostId(2);
+
+    /// The deadlines that are set on the way into the doubt, at the time 0.
+    fn deadlines(pause_ms: u64) -> Vec<Millis> {
+        let (owned, highest) = (Term::FIRST, Term::FIRST);
+        let setup = Setup { host: HERE, to: THERE, owned, highest, arbiter: false, paused: false };
+        let ours = Stamp { term: owned, host: HERE };
+        let beside = Beside { owner: ours, offered: Term::NONE };
+        let mut source = Source::new(setup);
+        let mut effects = Vec::new();
+        let mut take = |source: Source, input| {
+            let (source, new) = source.step(input, Millis(0));
+            effects.extend(new);
+            source
+        };
+        source = take(source, Input::Switch { id: SwitchId(7), beside, pause_ms });
+        source = take(source, Input::OfferStamped);
+        let switch = *source.switch().unwrap();
+        source = take(source, Input::Recorded(Record::Offered(switch)));
+        let ready = Message::to_source(switch, ToSource::Says(TargetSays::Ready, None));
+        source = take(source, Input::Heard(ready));
+        source = take(source, Input::Paused);
+        source = take(source, Input::LastRoundDone);
+        assert_eq!(source.state(), &State::InDoubt(switch));
+        effects
+            .into_iter()
+            .filter_map(|effect| match effect {
+                Effect::SetTimer(Timer::Deadline, at) => Some(at),
+                _ => None,
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_pause_may_last_as_long_as_was_accepted() {
+        assert_eq!(deadlines(1234), [Millis(1234); 2]);
+        assert_eq!(pause_limit(300, 0), 1200);
+        assert_eq!(pause_limit(10, 20), 500);
+        assert_eq!(pause_limit(300, 9000), 36_000);
+        assert_eq!(pause_limit(300, u64::MAX), u64::MAX);
+    }
 }

@@ -136,13 +136,15 @@ impl<R: ReadUnits + 'static, L: DirtyLog + 'static> Precopy<R, L> {
             let advice = self.advise(&report, limits, costs(self.exchange()))?;
             seen(&report, &advice);
             match (advice.decision, on_stall) {
-                (Decision::Switch, _) | (Decision::Stalled, OnStall::Pause) => {
+                (Decision::Switch, _)
+                | (Decision::Stalled | Decision::CannotFit { settled: true }, OnStall::Pause) => {
                     return Ok(End::Switch(advice));
                 }
-                (Decision::Refuse | Decision::GiveUp, _) | (Decision::Stalled, OnStall::Cancel) => {
-                    return Ok(End::GiveUp(advice));
-                }
-                (Decision::KeepCopying, _) | (Decision::Stalled, OnStall::Wait) => {}
+                (Decision::KeepCopying, _)
+                | (Decision::Stalled, OnStall::Wait)
+                | (Decision::CannotFit { settled: false }, OnStall::Pause) => {}
+                (Decision::CannotFit { .. } | Decision::GiveUp, _)
+                | (Decision::Stalled, OnStall::Cancel) => return Ok(End::GiveUp(advice)),
             }
             // Rounds for which nobody waits only disturb the guest.
             if report.dirty_after == 0 || advice.why == Why::NotRehearsed {
@@ -227,6 +229,7 @@ impl<R: ReadUnits + 'static, L: DirtyLog + 'static> Precopy<R, L> {
             left,
             dirty_rate: per_second(left, since),
             costs,
+            untried: self.beside.is_empty() && left < LEAST_SAMPLE,
             rounds: &self.rounds,
             elapsed: self.began.elapsed(),
             limits,

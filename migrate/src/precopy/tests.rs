@@ -357,6 +357,9 @@ fn an_idle_guest_is_switched_and_one_that_writes_too_much_is_not() {
         let costs = |_| Some(Costs { restore: Duration::from_secs(9), ..Costs::default() });
         let end = copy.run(control, limits(), OnStall::Wait, costs, |_, _| {}).await.unwrap();
         assert!(matches!(end, End::GiveUp(_)), "{end:?}");
+        // Unless that is what was asked for.
+        let end = copy.run(control, limits(), OnStall::Pause, costs, |_, _| {}).await.unwrap();
+        assert!(matches!(end, End::Switch(_)), "{end:?}");
         farewell(control).await;
         receiving.await.unwrap().1.unwrap();
     });

@@ -6,7 +6,7 @@
 use tokio::sync::mpsc;
 
 use crate::handover::resolve::{self, Facts, Memory, Plan, Refused, Wish};
-use crate::handover::term::Term;
+use crate::handover::term::{Beside, HostId, Stamp, Term};
 use crate::port::{Lock, Rights};
 
 /// What an operator wants, and what is known elsewhere.
@@ -16,6 +16,10 @@ pub struct Claim {
     pub wish: Wish,
     /// The highest term that any host knows which could be asked.
     pub elsewhere: Term,
+    /// The highest right under which a host that could be asked owns the guest.
+    pub owned_by: Option<Stamp>,
+    /// A host that could not be asked, and is not the one that is fenced.
+    pub silent: Option<HostId>,
     /// Where the answer goes: the term under which the guest runs here now, nothing if it is given
     /// up.
     pub answer: mpsc::Sender<Result<Option<Term>, NotClaimed>>,
@@ -54,6 +58,8 @@ pub(super) fn decide<D: Rights, T>(
         memory: Memory::Whole,
         elsewhere: claim.elsewhere,
         runs_at: None,
+        owned_by: claim.owned_by,
+        silent: claim.silent,
     };
     let done = resolve::resolve(claim.wish, &facts)
         .map_err(NotClaimed::from)
@@ -67,7 +73,7 @@ pub(super) fn decide<D: Rights, T>(
     done
 }
 
-fn lock<D: Rights>(rights: &mut D) -> Result<Option<crate::handover::term::Beside>, NotClaimed> {
+fn lock<D: Rights>(rights: &mut D) -> Result<Option<Beside>, NotClaimed> {
     let failed = |e: D::Error| NotClaimed::Failed(e.to_string());
     match rights.take_owner().map_err(failed)? {
         Lock::Taken(_) => {}

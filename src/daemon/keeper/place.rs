@@ -104,6 +104,10 @@ impl Place {
                     let input = self.take_owner().await;
                     self.step(input);
                 }
+                Effect::StampOffer(term) => {
+                    let input = self.reserve(term).await;
+                    self.step(input);
+                }
                 Effect::DropOwner => self.disks = None,
                 Effect::Report(notice) => {
                     tracing::info!(GUEST = self.whose.name, ?notice, "a hand-over");
@@ -135,6 +139,8 @@ impl Place {
             memory: resolve::Memory::Gone,
             elsewhere: Term::NONE,
             runs_at: None,
+            owned_by: None,
+            silent: None,
         };
         let plan = resolve::resolve(resolve::Wish::GiveUp, &facts);
         let plan = plan.map_err(|no| load::refused_claim(&no, peer))?;
@@ -199,6 +205,22 @@ impl Place {
             Err(error) => {
                 self.complain(format!("the guest's disks: {error}"));
                 Input::OwnerBusy
+            }
+        }
+    }
+
+    /// Nobody else may use this term any more. OWNER is held.
+    async fn reserve(&mut self, term: Term) -> Input {
+        let Some(set) = self.disks.clone() else { return Input::StampFailed };
+        match tokio::task::spawn_blocking(move || set.stamp_offer(term)).await {
+            Ok(Ok(())) => Input::OfferStamped,
+            Ok(Err(error)) => {
+                self.complain(format!("it waits for the guest's disks: {error}"));
+                Input::StampFailed
+            }
+            Err(error) => {
+                self.complain(format!("the guest's disks: {error}"));
+                Input::StampFailed
             }
         }
     }

@@ -20,7 +20,9 @@ pub fn pass(claim: &api::Claim, moving: &UnderWay, reply: Reply) {
         Wish::GiveUp => resolve::Wish::GiveUp,
     };
     tracing::warn!(MOVE = %moving.move_id, note = claim.note, "an operator's word");
-    moving.tell(Command::Claim(Claim { wish, elsewhere: Term::new(claim.elsewhere), answer }));
+    let elsewhere = Term::new(claim.elsewhere);
+    let (owned_by, silent) = (claim.owner(), claim.silent());
+    moving.tell(Command::Claim(Claim { wish, elsewhere, owned_by, silent, answer }));
     let peer = moving.to.clone();
     let waiting = std::thread::Builder::new().name("claim".into()).spawn(move || {
         let answered = heard.blocking_recv().unwrap_or(Err(NotClaimed::NotNow));

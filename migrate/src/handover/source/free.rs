@@ -36,8 +36,14 @@ fn ends(input: Input) -> Option<Why> {
     }
 }
 
-/// The guest runs: copying, offering, offered.
-pub(super) fn running(setup: &Setup, state: State, input: Input, now: Millis) -> Next {
+/// The guest runs: copying, offering, offered. A pause that begins now lasts until `limit`.
+pub(super) fn running(
+    setup: &Setup,
+    state: State,
+    input: Input,
+    now: Millis,
+    limit: Millis,
+) -> Next {
     if let Some(why) = ends(input) {
         return Some(match state {
             // The record may be on its way: the withdrawal follows it.
@@ -55,7 +61,7 @@ pub(super) fn running(setup: &Setup, state: State, input: Input, now: Millis) ->
         (_, Input::LinkBack) => {
             Some((state, vec![Effect::SetTimer(Timer::Link, Millis(u64::MAX))]))
         }
-        (State::Copying, Input::Switch { id, beside }) => {
+        (State::Copying, Input::Switch { id, beside, .. }) => {
             let term = Term::above(&[setup.highest, setup.owned, beside.highest()]);
             let Setup { owned: before, host: from, to, .. } = *setup;
             let switch = Switch { id, before, term, from, to };
@@ -74,7 +80,7 @@ pub(super) fn running(setup: &Setup, state: State, input: Input, now: Millis) ->
         }
         (State::Offered(switch), Input::Timer(Timer::Again)) => Some((state, offer(switch, now))),
         (State::Offered(switch), Input::Heard(message)) if is(&message, TargetSays::Ready) => {
-            let limit = Effect::SetTimer(Timer::Deadline, now.after(setup.pause_ms));
+            let limit = Effect::SetTimer(Timer::Deadline, limit);
             Some((State::Stopping { switch, sent: false }, vec![limit, Effect::Pause]))
         }
         _ => None,
@@ -89,13 +95,14 @@ fn is(message: &Message, wanted: TargetSays) -> bool {
     matches!(message.body, Body::ToSource(ToSource::Says(says, _)) if says == wanted)
 }
 
-/// The guest is being stopped, or stands still; the target lacks at least the last piece.
+/// The guest is being stopped, or stands still; the target lacks at least the last piece, whose
+/// answer is waited for until `limit`.
 pub(super) fn stopping(
     setup: &Setup,
     switch: Switch,
     sent: bool,
     input: Input,
-    now: Millis,
+    limit: Millis,
 ) -> Next {
     let why = match input {
         Input::Timer(Timer::Deadline) => Some(Why::Deadline),
@@ -112,16 +119,16 @@ pub(super) fn stopping(
         Input::LastRoundDone if setup.arbiter => {
             Some((State::Stopping { switch, sent: true }, vec![Effect::ReadArbiter]))
         }
-        Input::Arbiter(stamp) if sent && switch.is_held(stamp) => Some(doubt(setup, switch, now)),
+        Input::Arbiter(stamp) if sent && switch.is_held(stamp) => Some(doubt(setup, switch, limit)),
         Input::Arbiter(_) if sent => Some(abort(switch, Why::Arbiter, vec![Effect::Resume])),
-        Input::LastRoundDone => Some(doubt(setup, switch, now)),
+        Input::LastRoundDone => Some(doubt(setup, switch, limit)),
         _ => None,
     }
 }
 
 /// The point of doubt.
-fn doubt(setup: &Setup, switch: Switch, now: Millis) -> (State, Vec<Effect>) {
+fn doubt(setup: &Setup, switch: Switch, limit: Millis) -> (State, Vec<Effect>) {
     let piece = ToTarget::LastPiece { paused: setup.paused };
-    let limit = Effect::SetTimer(Timer::Deadline, now.after(setup.pause_ms));
+    let limit = Effect::SetTimer(Timer::Deadline, limit);
     (State::InDoubt(switch), vec![limit, Effect::Send(Message::to_target(switch, piece))])
 }

@@ -11,8 +11,9 @@ use super::super::wait::blocking;
 use super::hold::Hold;
 use super::session::{Done, Session, Trial};
 use crate::codec::DigestKey;
-use crate::converge::{Advice, Costs, Why};
+use crate::converge::{Advice, Costs, Limits, Why};
 use crate::handover::effect::Input;
+use crate::handover::source::pause_limit;
 use crate::port::{self, Rights, RunningGuest};
 use crate::precopy::{End, Precopy, PrecopyError, RoundReport};
 use crate::pump::{Source as Pump, TalkError};
@@ -26,6 +27,14 @@ const OFFER: Duration = Duration::from_millis(10);
 /// A peer's text with what it is about.
 pub(super) fn text_of(what: &str, text: &Note) -> String {
     if text.as_str().is_empty() { what.to_owned() } else { format!("{what}: {text}") }
+}
+
+/// How long the pause that `advice` leads to may last. Nobody accepts one beyond the time that is
+/// allowed for everything.
+fn pause_ms(limits: Limits, advice: &Advice) -> u64 {
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let accepted = advice.prediction.map_or(0, |p| millis(p.blackout.total()));
+    pause_limit(millis(limits.max_downtime), accepted.min(millis(limits.timeout)))
 }
 
 impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
@@ -48,6 +57,9 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
         let mut talk = self.line.pump_talk();
         let (limits, on_stall) = (self.plan.limits, self.plan.on_stall);
         let (costs, handle) = (Arc::clone(&self.costs), self.line.handle().clone());
+        // In the blackout the link carries little. A round trip beside the first pass says more
+        // of queues than of the way; the one of now, before it, says what there is to expect.
+        let quiet = handle.stats().control.rtt;
         let rounds = self.rounds.0.clone();
         self.copy_away = true;
         // Beside the first pass, so that nobody waits for it.
@@ -55,7 +67,7 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
         self.jobs.start(async move {
             let costs = move |exchange: Option<Duration>| {
                 let costs = *costs.lock().unwrap_or_else(PoisonError::into_inner);
-                let round_trip = exchange.unwrap_or_else(|| handle.stats().control.rtt);
+                let round_trip = exchange.unwrap_or_else(|| handle.stats().control.rtt.min(quiet));
                 costs.map(|c| Costs { round_trip, offer: OFFER + 2 * round_trip, ..c })
             };
             // The session outlives this future.
@@ -147,7 +159,7 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
         match end {
             Ok(End::Switch(advice)) => {
                 self.log.predicted(&advice);
-                self.switch().await;
+                self.switch(&advice).await;
             }
             Ok(End::GiveUp(advice)) => {
                 let reason = match advice.why {
@@ -178,10 +190,11 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
     }
 
     /// The time to switch has come.
-    async fn switch(&mut self) {
+    async fn switch(&mut self, advice: &Advice) {
         let id = self.plan.switch;
+        let pause_ms = pause_ms(self.plan.limits, advice);
         match self.with_rights(Rights::beside).await {
-            Ok(beside) => self.inputs.push_back(Input::Switch { id, beside }),
+            Ok(beside) => self.inputs.push_back(Input::Switch { id, beside, pause_ms }),
             Err(why) => {
                 let why = format!("what stands beside the disks cannot be read: {why}");
                 self.fail(Reason::Disks, why);

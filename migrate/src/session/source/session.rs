@@ -14,14 +14,14 @@ use super::super::line::{Line, Peer, PumpTalk};
 use super::super::record::Recorder;
 use super::super::report::{Phase, Reason, Side};
 use super::super::wait::{Jobs, Timers};
-use super::super::{Command, Event};
+use super::super::{Command, Event, OPENING_MS};
 use super::hold::{Back, Hold, Proofs};
 use super::{Outcome, Plan};
 use crate::converge::{Advice, Costs};
 use crate::handover::effect::{Effect, Input, Timer};
 use crate::handover::proof::ClaimedProof;
 use crate::handover::resolve;
-use crate::handover::source::{Setup, Source, State, pause_limit};
+use crate::handover::source::{Setup, Source, State};
 use crate::port::{self, NotPaused, PausedGuest, Rights, RunningGuest};
 use crate::precopy::{End, Precopy, PrecopyError, RoundReport};
 use crate::pump::{Cancel, Lanes, TalkError};
@@ -35,8 +35,6 @@ type PausedError<G> = <<G as RunningGuest>::Paused as PausedGuest>::Error;
 /// A failed step of the journal is reported to the machine this much later where it would be
 /// tried again at once.
 pub(super) const RETRY_MS: u64 = 100;
-/// The other side must agree to the attempt within this time.
-const OPENING_MS: u64 = 30_000;
 
 /// What the conversation is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,13 +136,11 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
         outside: Outside,
     ) -> Self {
         let Link { control, urgent: _, lanes, handle } = link;
-        let max_downtime = plan.limits.max_downtime.as_millis();
         let setup = Setup {
             host: plan.host,
             to: plan.to,
             owned: plan.owned,
             highest: plan.highest,
-            pause_ms: pause_limit(u64::try_from(max_downtime).unwrap_or(u64::MAX)),
             arbiter: false,
             paused: plan.paused,
         };

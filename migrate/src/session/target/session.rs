@@ -13,7 +13,7 @@ use super::super::line::{Line, Peer, PumpTalk};
 use super::super::record::Recorder;
 use super::super::report::{Phase, Reason, Side};
 use super::super::wait::{Jobs, Timers, blocking};
-use super::super::{Command, Event};
+use super::super::{Command, Event, OPENING_MS};
 use super::{Expected, Outcome};
 use crate::handover::effect::{Effect, Input, Timer};
 use crate::handover::journal::Record;
@@ -27,9 +27,6 @@ use crate::wire::{Message, control};
 /// A failed step of the journal is reported to the machine this much later where it would be
 /// tried again at once.
 const RETRY_MS: u64 = 100;
-/// The other side must say what it wants within this time.
-const OPENING_MS: u64 = 30_000;
-
 /// What a source sent before it died has arrived after this time: nobody sends it again.
 const DRAIN_MS: u64 = 500;
 

@@ -27,7 +27,8 @@ fn switch() -> Switch {
 
 async fn claim(to: &mpsc::Sender<Command>, wish: Wish, elsewhere: u64) -> Answer {
     let (answer, mut heard) = mpsc::channel(1);
-    let claim = Claim { wish, elsewhere: Term::new(elsewhere), answer };
+    let elsewhere = Term::new(elsewhere);
+    let claim = Claim { wish, elsewhere, owned_by: None, silent: None, answer };
     to.send(Command::Claim(claim)).await.unwrap();
     heard.recv().await.unwrap()
 }

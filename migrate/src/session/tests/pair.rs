@@ -50,6 +50,7 @@ pub(super) struct Setup {
     /// How much faster than the host's the clocks of timers run.
     pub(super) times: u64,
     pub(super) max_downtime: Duration,
+    pub(super) on_stall: OnStall,
     pub(super) timeout: Duration,
     pub(super) audit: bool,
 }
@@ -65,6 +66,7 @@ impl Default for Setup {
             relay: false,
             times: 1,
             max_downtime: Duration::from_secs(2),
+            on_stall: OnStall::Pause,
             timeout: Duration::from_secs(30),
             audit: true,
         }
@@ -119,7 +121,7 @@ pub(super) fn plan(setup: &Setup) -> source::Plan {
         highest: Term::FIRST,
         paused: setup.paused,
         limits: Limits { max_downtime: setup.max_downtime, timeout: setup.timeout },
-        on_stall: OnStall::Pause,
+        on_stall: setup.on_stall,
         audit: setup.audit,
         began_unix_ms: 1_700_000_000_000,
     }

@@ -11,6 +11,7 @@ use super::pair::{SOURCE, TARGET, expected, far_text, link_options, plan};
 use crate::handover::journal::{Ended, Record};
 use crate::handover::message::{Message, SourceSays, TargetSays, ToSource, ToTarget};
 use crate::handover::term::{HostId, Stamp, Switch, SwitchId, Term};
+use crate::precopy::OnStall;
 use crate::pump::fake::Random;
 use crate::session::report::{Phase, Reason};
 use crate::session::{Command, Event, source, target};
@@ -207,7 +208,7 @@ fn a_step_of_a_journal_that_fails() {
         ("S stamps the offer", 1, false, Some(Reason::Disks)),
         ("S records Offered", 1, false, Some(Reason::Journal)),
         ("T takes NEXT", 1, false, Some(Reason::Refused)),
-        ("T records Receiving", 1, false, Some(Reason::PeerGone)),
+        ("T records Receiving", 1, false, Some(Reason::Refused)),
         ("T restores", 1, false, Some(Reason::NeverRan)),
         ("S marks ceded", 3, true, None),
         ("S records Ceded", 3, true, None),
@@ -502,11 +503,17 @@ fn a_target_that_hears_nothing_more_of_an_offer_waits() {
 #[test]
 fn a_move_that_cannot_end_in_time_is_given_up() {
     block_on(async {
-        let setup = Setup { max_downtime: Duration::ZERO, ..Setup::default() };
+        let on_stall = OnStall::Wait;
+        let setup = Setup { max_downtime: Duration::ZERO, on_stall, ..Setup::default() };
         let (moved, near, _) = run("0 ms", &setup, Arc::default(), nothing(), nothing()).await;
         assert!(!moved);
         let (reason, text) = kept(&near);
         assert_eq!(reason, Reason::DoesNotConverge, "{text}");
+        // A pause longer than allowed is what the user asked for.
+        let setup = Setup { on_stall: OnStall::Pause, ..setup };
+        let (moved, ..) =
+            run("0 ms, all the same", &setup, Arc::default(), nothing(), nothing()).await;
+        assert!(moved);
         let setup = Setup { timeout: Duration::ZERO, ..Setup::default() };
         let (moved, near, _) = run("no time", &setup, Arc::default(), nothing(), nothing()).await;
         assert!(!moved);
