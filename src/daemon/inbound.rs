@@ -33,6 +33,7 @@ use crate::api::client::GuestClient;
 use crate::api::moving::{DataEnd, HostRef, MoveReport, ReceiveSpec};
 use crate::api::{ErrorCode, Failure, LaunchSpec};
 use crate::config::{GuestDefinition, hex};
+use crate::failpoint;
 use crate::guest::journal;
 use crate::guest::moving::report::About;
 use crate::host::leftover::{self, Life};
@@ -245,9 +246,11 @@ impl Daemon {
             }),
         };
         let span = logging::about_move(Some(move_id), &spec.definition.name);
+        let _ = failpoint::at(|| "daemon.launch.before".into());
         let launch = move || span.in_scope(|| launch_receiver(&spec, Some(LAUNCH)));
         let started = tokio::task::spawn_blocking(launch);
         let started = started.await.map_err(|e| unexpected("the receiver", &e))?;
+        let _ = failpoint::at(|| "daemon.launch.after".into());
         let Receiver { addresses, child } = started?;
         let ports = addresses.iter().map(SocketAddr::port).collect();
         Ok((Listening { ports, fingerprint }, child))

@@ -25,6 +25,7 @@ use crate::api::client::GuestClient;
 use crate::api::moving::{PeerGone, Words};
 use crate::api::{ErrorCode, Failure};
 use crate::config::hex;
+use crate::failpoint;
 use crate::guest::journal::{self, Journal, JournalError, Whose};
 use crate::guest::moving::rights;
 use crate::host::registry;
@@ -72,8 +73,9 @@ fn may_say(message: &Message, from: Uuid, here: Uuid) -> bool {
 
 /// This boot of the host.
 fn boot() -> Result<BootId, Failure> {
-    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .map_err(|e| unexpected("the boot id", &e))?;
+    let read = || std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    let text = failpoint::boot_id().map_or_else(read, Ok);
+    let text = text.map_err(|e| unexpected("the boot id", &e))?;
     let boot = Uuid::parse_str(text.trim()).map_err(|e| unexpected("the boot id", &e))?;
     Ok(BootId(boot.as_u128()))
 }

@@ -158,7 +158,7 @@ impl Moves {
 
     /// A report of each move that goes on, latest first.
     pub fn going_on(&self) -> Vec<MoveReport> {
-        let now = Timestamp::now();
+        let now = crate::failpoint::now();
         let mut reports = self.going(|e| {
             let phase = e.feed.phase().unwrap_or(MovePhase::Preparing);
             let about = &e.open.about;
@@ -281,7 +281,7 @@ impl Daemon {
                 (MoveOutcome::Kept, Some(body(ErrorCode::MoveFailed, what, remedy, None)))
             }
         };
-        let ended = Timestamp::now();
+        let ended = crate::failpoint::now();
         MoveReport {
             outcome: Some(outcome),
             error,

@@ -14,6 +14,7 @@ use super::peer::{Answer, Question, Reply, Request, VERSIONS, decode};
 use super::{Daemon, host_name, unexpected};
 use crate::api::moving::HostRef;
 use crate::api::{ErrorCode, Failure};
+use crate::failpoint::{self, Fate};
 
 /// How long an answer may take.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -86,6 +87,15 @@ fn remedy(host: &str, error: &ConnectError) -> String {
     }
 }
 
+/// Whether a message comes that a test may lose.
+fn arrives(host: &str, fate: Fate) -> Result<(), Failure> {
+    if fate.is_lost() {
+        let message = format!("host '{host}' does not answer");
+        return Err(Failure::new(ErrorCode::Unreachable, message, "try it again").retryable());
+    }
+    Ok(())
+}
+
 impl Daemon {
     /// What is known of a host.
     pub(super) fn known(&self, name: &str) -> Result<Known, Failure> {
@@ -116,6 +126,8 @@ impl Daemon {
         let dialler = self.dialler()?;
         let known = self.known(name)?;
         let address = resolve(&known.address).await?;
+        let asked = request.name();
+        arrives(name, failpoint::at(|| format!("daemon.ask.{asked}")))?;
         let session = dialler.dial(address, &known.name).await;
         let session = session.map_err(|e| {
             self.note_refusal(name, &e);
@@ -130,6 +142,7 @@ impl Daemon {
             let message = format!("host '{name}' did not answer within {} s", PATIENCE.as_secs());
             Failure::new(ErrorCode::Unreachable, message, "see its daemon's log").retryable()
         })??;
+        arrives(name, failpoint::at(|| format!("daemon.answered.{asked}")))?;
         let (since, joined) = (now(), peer.signed);
         self.files.remember(Known { id: Some(reply.host.id), since, joined, ..known })?;
         let answer = reply.answer.map_err(|body| Failure(Box::new(body)))?;

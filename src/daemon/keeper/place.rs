@@ -4,13 +4,13 @@
 //! It runs nothing and says nothing by itself.
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use jiff::Timestamp;
 use migrate_engine::handover::daemon::{Acting, Keeper};
 use migrate_engine::handover::effect::{Effect, Input};
-use migrate_engine::handover::journal::{Ledger, Mark};
+use migrate_engine::handover::journal::{Ledger, Mark, Record};
 use migrate_engine::handover::message::{Message, SourceSays, ToTarget};
 use migrate_engine::handover::term::{Beside, BootId, Millis, QuestionId};
 use uuid::Uuid;
@@ -18,8 +18,9 @@ use vmm::devices::virtio::block::{DiskOpenError, open_disk};
 
 use crate::api::Failure;
 use crate::config::{Cache, DiskDefinition, GuestDefinition};
+use crate::failpoint;
 use crate::guest::disks::{DiskSet, DiskSetError, Part};
-use crate::guest::journal::{Journal, Whose};
+use crate::guest::journal::{Journal, JournalError, Whose};
 
 /// The place of a dead process. Its journal is locked as long as this lives.
 pub struct Place {
@@ -77,7 +78,7 @@ impl Place {
                     said.push(Message::to_target(switch, ToTarget::Says(SourceSays::Ceded)));
                 }
                 Effect::Record(record) => {
-                    match self.journal.step(&self.whose, record, None, Timestamp::now()) {
+                    match self.record(record) {
                         Ok(()) => {
                             tracing::info!(
                                 GUEST = self.whose.name,
@@ -107,6 +108,14 @@ impl Place {
             }
         }
         said
+    }
+
+    fn record(&mut self, record: Record) -> Result<(), JournalError> {
+        let place = |when| format!("keeper.record.{}.{when}", failpoint::plain(&record));
+        let failed = |source| JournalError::Io { path: PathBuf::new(), what: "written", source };
+        failpoint::at(|| place("before")).written().map_err(failed)?;
+        self.journal.step(&self.whose, record, None, failpoint::now())?;
+        failpoint::at(|| place("after")).written().map_err(failed)
     }
 
     /// Takes an input, and does what follows from it.
@@ -206,8 +215,8 @@ pub fn obstacle(definition: &GuestDefinition) -> Option<Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use jiff::Timestamp;
     use migrate_engine::handover::effect::Timer;
-    use migrate_engine::handover::journal::Record;
     use migrate_engine::handover::message::{Body, TargetSays, ToSource};
     use migrate_engine::handover::term::{HostId, Stamp, Switch, SwitchId, Term};
 

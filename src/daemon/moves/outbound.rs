@@ -6,7 +6,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use migrate_engine::transport::identity::{Ephemeral, Right};
 use migrate_engine::transport::quic::socket::path_payload;
 use tokio::sync::watch;
@@ -27,6 +26,7 @@ use crate::daemon::keeper::{self, Acting};
 use crate::daemon::peer::{Answer, Prepare, Request};
 use crate::daemon::peers::{self, Told};
 use crate::daemon::{Daemon, host_name, unexpected};
+use crate::failpoint;
 use crate::guest::moving::report::About;
 use crate::host::registry;
 use crate::logging;
@@ -51,7 +51,7 @@ pub async fn begin(daemon: &Arc<Daemon>, request: MoveRequest) -> Result<Uuid, F
         uuid: info.uuid,
         from: daemon.host_ref(),
         to,
-        started: Timestamp::now(),
+        started: failpoint::now(),
         options: request.options.clone(),
         memory_bytes: info.memory_bytes,
     };
@@ -159,7 +159,10 @@ async fn order(
             return Err(failure);
         }
     };
-    match client.start_move(&start).await {
+    let _ = failpoint::at(|| "daemon.order.before".into());
+    let ordered = client.start_move(&start).await;
+    let _ = failpoint::at(|| "daemon.order.after".into());
+    match ordered {
         Ok(_) => Ok(()),
         // It may have begun: whoever follows it finds out.
         Err(error @ (CallError::Lost(_) | CallError::Late(_))) => {
@@ -289,7 +292,7 @@ pub fn failed(about: &About, failure: Failure) -> MoveReport {
 
 /// Keeps the report here and at the other host, and tells who waits.
 async fn finish(daemon: &Arc<Daemon>, open: &Open, report: MoveReport) {
-    let ended = Timestamp::now();
+    let ended = failpoint::now();
     let total_ms = since(open.about.started, ended);
     let mut phases = report.phases.clone();
     if !phases.iter().any(|(phase, _)| *phase == MovePhase::Preparing) {

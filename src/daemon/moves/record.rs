@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::config::{Dirs, GuestDefinition};
+use crate::failpoint;
 use crate::guest::moving::report::About;
 
 /// Longest record that is read, in bytes.
@@ -78,6 +79,7 @@ fn path(dirs: &Dirs, id: Uuid) -> PathBuf {
 /// # Errors
 /// What the file system says: then nothing may begin.
 pub fn keep(dirs: &Dirs, open: &Open) -> io::Result<()> {
+    failpoint::at(|| "daemon.keep-move.before".into()).written()?;
     fs::create_dir_all(dir(dirs))?;
     let path = path(dirs, open.about.move_id);
     let fresh = path.with_extension("new");
@@ -93,11 +95,13 @@ pub fn keep(dirs: &Dirs, open: &Open) -> io::Result<()> {
     if written.is_err() {
         let _ = fs::remove_file(&fresh);
     }
+    let _ = failpoint::at(|| "daemon.keep-move.after".into());
     written
 }
 
 /// Removes the record of a move that has ended.
 pub fn remove(dirs: &Dirs, id: Uuid) {
+    let _ = failpoint::at(|| "daemon.forget-move.before".into());
     if let Err(error) = fs::remove_file(path(dirs, id))
         && error.kind() != io::ErrorKind::NotFound
     {

@@ -17,6 +17,7 @@ use vmm::events::EventSink;
 use super::{OpenMachine, OpenedMachine, Passed, Source, file, unexpected};
 use crate::api::{ErrorCode, Failure, LaunchSpec, LoadSpec};
 use crate::config::{Dirs, GuestDefinition, OnHostStop, host_id};
+use crate::failpoint;
 use crate::guest::confine::{Reach, confine};
 use crate::guest::disks::{Asked, Claim, DiskSet, DiskSetError};
 use crate::guest::journal::{self, Journal, SharedJournal, Whose};
@@ -181,8 +182,9 @@ fn check_disks(
 fn whose(definition: &GuestDefinition, dirs: &Dirs) -> Result<Whose, Failure> {
     let name =
         nix::unistd::gethostname().map_err(|e| unexpected("the host's name cannot be read", &e))?;
-    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .map_err(|e| unexpected("the boot id cannot be read", &e))?;
+    let read = || fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    let boot = failpoint::boot_id().map_or_else(read, Ok);
+    let boot = boot.map_err(|e| unexpected("the boot id cannot be read", &e))?;
     let boot = Uuid::parse_str(boot.trim())
         .map_err(|e| unexpected("the boot id cannot be understood", &e))?;
     Ok(Whose {

@@ -17,6 +17,7 @@ use super::super::{Command, Event};
 use super::hold::{Hold, Proofs};
 use super::{Outcome, Plan};
 use crate::converge::{Advice, Costs};
+use crate::failpoint;
 use crate::handover::effect::{Effect, Input, Timer};
 use crate::handover::source::{Setup, Source, State};
 use crate::port::{self, NotPaused, PausedGuest, Rights, RunningGuest};
@@ -159,7 +160,7 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
             hold: Hold::Running(guest),
             proofs: Proofs::default(),
             rights: Some(rights),
-            line: Line::new(control, handle.clone()),
+            line: Line::new(Side::Source, control, handle.clone()),
             outside,
             commands_open: true,
             log: Recorder::new(Side::Source, names, plan.began_unix_ms),
@@ -251,6 +252,9 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
                 self.inputs.push_back(Input::GuestEnded);
             }
             Command::Heard(message) => {
+                if failpoint::around(Side::Source, "hear-around", &message).is_lost() {
+                    return;
+                }
                 self.peer.around = true;
                 self.word(message);
             }

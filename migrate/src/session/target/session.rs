@@ -14,6 +14,7 @@ use super::super::report::{Phase, Reason, Side};
 use super::super::wait::{Jobs, Timers};
 use super::super::{Command, Event};
 use super::{Expected, Outcome};
+use crate::failpoint;
 use crate::handover::effect::{Effect, Input, Timer};
 use crate::handover::target::{Setup, State, Target};
 use crate::port::{PausedGuest, Receiver, Rehearsal, Rights};
@@ -145,7 +146,7 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
             effects: VecDeque::new(),
             hold: Hold::Empty(receiver),
             rights: Some(rights),
-            line: Line::new(control, handle),
+            line: Line::new(Side::Target, control, handle),
             outside,
             commands_open: true,
             log: Recorder::new(Side::Target, names, expected.began_unix_ms),
@@ -226,6 +227,9 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
             // It is not ours yet, or its own process knows.
             Command::GuestEnded(_) => {}
             Command::Heard(message) => {
+                if failpoint::around(Side::Target, "hear-around", &message).is_lost() {
+                    return;
+                }
                 self.peer.around = true;
                 self.word(message);
             }

@@ -1,0 +1,2 @@
+//! All places that a move passes in which nothing goes wrong.
+pub const POINTS: &[&str] = &[];
