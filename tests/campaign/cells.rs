@@ -1,0 +1,166 @@
+//! What is done where: a cell is a place, a fault and the process that it strikes.
+
+use std::fmt;
+use std::time::Duration;
+
+use migrate::failpoint::Fate;
+use migrate::failpoint::plan::{Action, Rule};
+use migrate::failpoint::points::{POINTS, Party, Point};
+
+const PARTIES: [Party; 4] =
+    [Party::Source, Party::Target, Party::SourceDaemon, Party::TargetDaemon];
+/// The opening waits half a minute for a message that never comes, and QUIC loses none.
+const OPENING: [&str; 3] = ["Offer", "Layout", "Accept"];
+
+/// What is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// The process is killed while another one stands at the place; a daemon comes back.
+    Kill(Party),
+    /// It stands still, and goes on with what it believed.
+    Stop(Party),
+    /// No datagram goes either way for a while.
+    Cut,
+    /// None comes to the target's host.
+    CutToTarget,
+    /// None comes to the source's host.
+    CutToSource,
+    /// The message is lost.
+    Lost,
+    /// It comes twice.
+    Twice,
+    /// It comes late, behind others.
+    Late,
+    /// The write fails: no room.
+    NoSpace,
+    /// The write fails: the disk is broken.
+    DiskError,
+}
+
+/// A cell of the campaign.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Cell {
+    pub point: Point,
+    pub fault: Fault,
+}
+
+impl fmt::Display for Cell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (party, place) = self.point;
+        write!(f, "{party:?}/{place}/{:?}", self.fault)
+    }
+}
+
+/// Numbers that follow from a seed.
+#[derive(Clone, Copy, Debug)]
+pub struct Seed(pub u64);
+
+impl Seed {
+    /// The next number below `bound`.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        // splitmix64
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % bound.max(1)
+    }
+
+    /// Milliseconds: mostly short, sometimes longer than anybody waits.
+    pub fn pause(&mut self) -> Duration {
+        let ms = match self.below(10) {
+            0 => 3000,
+            1..=3 => 800 + self.below(700),
+            _ => 200 + self.below(300),
+        };
+        Duration::from_millis(ms)
+    }
+}
+
+impl Cell {
+    /// All cells.
+    pub fn all() -> Vec<Self> {
+        let faults = |point: &Point| {
+            let kills = PARTIES.into_iter().map(Fault::Kill);
+            let stops = PARTIES.into_iter().map(Fault::Stop);
+            let cuts = [Fault::Cut, Fault::CutToTarget, Fault::CutToSource];
+            let own = own(point.1);
+            kills.chain(stops).chain(cuts).chain(own).collect::<Vec<_>>()
+        };
+        let cells = |point: &Point| {
+            let point = *point;
+            faults(&point).into_iter().map(move |fault| Self { point, fault })
+        };
+        POINTS.iter().flat_map(cells).collect()
+    }
+
+    /// The rule that brings it about at the host of the place.
+    pub fn rule(&self, seed: &mut Seed) -> Rule {
+        let action = match self.fault {
+            Fault::Lost => Action::Fate(Fate::Drop),
+            Fault::Twice => Action::Fate(Fate::Twice),
+            Fault::Late => Action::Fate(Fate::Later(Duration::from_millis(50 + seed.below(700)))),
+            Fault::NoSpace => Action::Fate(Fate::Fail(nix::libc::ENOSPC)),
+            Fault::DiskError => Action::Fate(Fate::Fail(nix::libc::EIO)),
+            _ => Action::Hold,
+        };
+        Rule { place: self.point.1.to_owned(), nth: Some(1), action }
+    }
+
+    /// Whether somebody stands at the place until the fault is done.
+    pub fn holds(&self) -> bool {
+        matches!(
+            self.fault,
+            Fault::Kill(_) | Fault::Stop(_) | Fault::Cut | Fault::CutToTarget | Fault::CutToSource
+        )
+    }
+}
+
+/// Faults of the thing itself that happens at a place.
+fn own(place: &str) -> Vec<Fault> {
+    let opening = OPENING.iter().any(|o| place.ends_with(&format!(".{o}")));
+    let sent = place.contains(".send.");
+    let guest = !place.starts_with("daemon.");
+    let written = [".record.", ".mark.", ".stamp.", ".take.", ".beside.", ".keep-move.before"];
+    if sent && opening {
+        vec![Fault::Twice]
+    } else if sent {
+        vec![Fault::Lost, Fault::Twice, Fault::Late]
+    } else if guest && place.contains(".hear.") && !opening {
+        vec![Fault::Lost]
+    } else if place.contains(".asked.") {
+        vec![Fault::Lost, Fault::Twice]
+    } else if [".ask.", ".answered.", ".answer."].iter().any(|w| place.contains(w)) {
+        vec![Fault::Lost]
+    } else if written.iter().any(|w| place.contains(w)) {
+        vec![Fault::NoSpace, Fault::DiskError]
+    } else {
+        Vec::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_place_has_every_fault_of_a_process_and_of_the_network() {
+        let all = Cell::all();
+        let names: BTreeSet<String> = all.iter().map(ToString::to_string).collect();
+        assert_eq!(names.len(), all.len(), "no name twice");
+        for point in POINTS {
+            let of = all.iter().filter(|c| c.point == *point && c.holds()).count();
+            assert_eq!(of, 11, "{point:?}");
+        }
+        for (place, faults) in [
+            ("source.send.LastPiece", 3),
+            ("target.record.Receiving.after", 2),
+            ("daemon.asked.Prepare", 2),
+            ("source.send.Offer", 1),
+            ("target.run.before", 0),
+        ] {
+            assert_eq!(own(place).len(), faults, "{place}");
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! One run: a move, the fault of a cell in it, and then the truth about what is left.
+
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use migrate::failpoint::points::Party;
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::cells::{Cell, Fault, Seed};
+use crate::host::{Failed, signal};
+use crate::pair::{Guest, Pair};
+
+/// Nothing takes so long until it is settled.
+const SETTLED: Duration = Duration::from_secs(100);
+/// A place that was not passed by then is not passed.
+const REACHED: Duration = Duration::from_secs(20);
+
+/// How a run ended in which all was as it must be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Done {
+    /// `moved`, `kept`, `none`: what the move's report says.
+    pub outcome: String,
+    /// Whether the fault struck: a process may not be there yet, or not any more.
+    pub struck: bool,
+    /// From the end of the fault until all was settled.
+    pub settled: Duration,
+}
+
+/// A move that goes on.
+pub struct Trial<'a> {
+    pair: &'a mut Pair,
+    cell: Cell,
+    seed: Seed,
+    guest: Guest,
+    generation: u64,
+    /// What the daemon answered who was asked to move it.
+    begun: Receiver<Result<Value, Failed>>,
+    move_id: Option<String>,
+    /// The order was refused, or its answer was lost.
+    unanswered: Option<Failed>,
+    killed: Vec<Party>,
+    /// What had been passed at the target when a process was killed.
+    prepared: bool,
+}
+
+/// One run of a cell.
+pub fn run(pair: &mut Pair, cell: Cell, seed: u64) -> Result<Done, Failed> {
+    let mut trial = Trial::begin(pair, cell, Seed(seed))?;
+    let struck = trial.strike()?;
+    let began = Instant::now();
+    let outcome = trial.settle()?;
+    let settled = began.elapsed();
+    let struck = struck && (cell.holds() || trial.was_harmed());
+    trial.judge(&outcome)?;
+    Ok(Done { outcome, struck, settled })
+}
+
+impl<'a> Trial<'a> {
+    fn begin(pair: &'a mut Pair, cell: Cell, mut seed: Seed) -> Result<Self, Failed> {
+        let guest = pair.guest()?;
+        let mut rules = [Vec::new(), Vec::new()];
+        rules[host_of(cell.point.0, guest.at)].push(cell.rule(&mut seed));
+        let generation = pair.plan(rules)?;
+        let options = json!({"max_downtime_ms": 150, "on_stall": "pause", "timeout_ms": 10_000});
+        let to = &pair.hosts[1 - guest.at].name;
+        let order = json!({"guest": guest.name, "to": to, "options": options});
+        let (sender, begun) = channel();
+        let ask = pair.hosts[guest.at].poster("/v1/moves", &order);
+        std::thread::spawn(move || sender.send(ask()));
+        let (move_id, unanswered, killed) = (None, None, Vec::new());
+        let prepared = false;
+        Ok(Self {
+            pair,
+            cell,
+            seed,
+            guest,
+            generation,
+            begun,
+            move_id,
+            unanswered,
+            killed,
+            prepared,
+        })
+    }
+
+    fn passed(&self, host: usize, place: &str, what: &str) -> bool {
+        let passed = self.pair.hosts[host].passed(self.generation);
+        passed.iter().any(|p| p.place == place && (what.is_empty() || p.what == what))
+    }
+
+    fn was_harmed(&self) -> bool {
+        let (party, place) = self.cell.point;
+        self.passed(host_of(party, self.guest.at), place, "harmed")
+    }
+
+    /// Waits until somebody stands at the place, does the fault, and lets go.
+    fn strike(&mut self) -> Result<bool, Failed> {
+        if !self.cell.holds() {
+            return Ok(true);
+        }
+        let (party, place) = self.cell.point;
+        let host = host_of(party, self.guest.at);
+        let end = Instant::now() + REACHED;
+        while !self.passed(host, place, "held") {
+            if Instant::now() > end {
+                self.pair.release()?;
+                return Err(format!("{place} was not passed"));
+            }
+            self.pair.look();
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        self.prepared = self.passed(1 - self.guest.at, "target.send.Prepared", "");
+        let pause = self.seed.pause();
+        let struck = match self.cell.fault {
+            Fault::Kill(party) => self.kill(party),
+            Fault::Stop(party) => self.stop(party, pause),
+            Fault::Cut => self.cut([true, true], pause),
+            Fault::CutToTarget => self.cut(self.only_to(1 - self.guest.at), pause),
+            Fault::CutToSource => self.cut(self.only_to(self.guest.at), pause),
+            _ => Ok(true),
+        };
+        self.pair.release()?;
+        struck
+    }
+
+    fn only_to(&self, host: usize) -> [bool; 2] {
+        [host == 0, host == 1]
+    }
+
+    fn pid_of(&self, party: Party) -> Option<i32> {
+        let (source, target) =
+            (&self.pair.hosts[self.guest.at], &self.pair.hosts[1 - self.guest.at]);
+        match party {
+            Party::Source => source.others().contains(&self.guest.pid).then_some(self.guest.pid),
+            Party::Target => target.others().first().copied(),
+            Party::SourceDaemon => Some(source.daemon_pid()),
+            Party::TargetDaemon => Some(target.daemon_pid()),
+        }
+    }
+
+    fn kill(&mut self, party: Party) -> Result<bool, Failed> {
+        let Some(pid) = self.pid_of(party) else { return Ok(false) };
+        self.killed.push(party);
+        let host = host_of(party, self.guest.at);
+        if matches!(party, Party::SourceDaemon | Party::TargetDaemon) {
+            self.pair.hosts[host].end_daemon(Signal::SIGKILL);
+            self.pair.release()?;
+            // As a service manager would.
+            self.pair.look_until(Duration::from_millis(self.seed.below(400)), |_| false);
+            self.pair.hosts[host].start_daemon()?;
+        } else {
+            signal(pid, Signal::SIGKILL);
+        }
+        Ok(true)
+    }
+
+    fn stop(&mut self, party: Party, pause: Duration) -> Result<bool, Failed> {
+        let Some(pid) = self.pid_of(party) else { return Ok(false) };
+        signal(pid, Signal::SIGSTOP);
+        self.pair.release()?;
+        self.pair.look_until(pause, |_| false);
+        signal(pid, Signal::SIGCONT);
+        Ok(true)
+    }
+
+    fn cut(&mut self, to: [bool; 2], pause: Duration) -> Result<bool, Failed> {
+        self.pair.relay.cuts.set(to);
+        self.pair.release()?;
+        self.pair.look_until(pause, |_| false);
+        self.pair.relay.cuts.set([false, false]);
+        Ok(true)
+    }
+
+    /// Waits until nothing goes on any more anywhere; answers what became of the move.
+    fn settle(&mut self) -> Result<String, Failed> {
+        let end = Instant::now() + SETTLED;
+        loop {
+            self.pair.look();
+            let why = match self.unsettled() {
+                Ok(outcome) => return Ok(outcome),
+                Err(why) => why,
+            };
+            if Instant::now() > end {
+                return Err(format!("not settled after {} s: {why}", SETTLED.as_secs()));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// The outcome, or what is not settled yet.
+    fn unsettled(&mut self) -> Result<String, Failed> {
+        for host in &mut self.pair.hosts {
+            if !host.daemon_lives() {
+                return Err(format!("the daemon of {} is dead", host.name));
+            }
+        }
+        let outcome = self.outcome()?;
+        let uuid = self.guest.uuid;
+        for host in &self.pair.hosts {
+            if let Some(open) = host.open_moves().first() {
+                return Err(format!("{} has an open move: {open}", host.name));
+            }
+            let now = host.record(uuid)?.and_then(|r| r.ledger.now().copied());
+            use migrate_engine::handover::journal::Record::{Ceded, Offered, Receiving};
+            if let Some(now @ (Ceded(_) | Offered(_) | Receiving(_))) = now {
+                return Err(format!("the journal of {} says {now:?}", host.name));
+            }
+        }
+        let alive = |host: usize| self.pair.hosts[host].others();
+        let (source, target) = (alive(self.guest.at), alive(1 - self.guest.at));
+        let dirs = [0, 1].map(|host| self.pair.hosts[host].guests().len());
+        if source.len() + target.len() > 1 || dirs[0] + dirs[1] != source.len() + target.len() {
+            return Err(format!("processes {source:?} and {target:?}, directories {dirs:?}"));
+        }
+        Ok(outcome)
+    }
+
+    /// What the source's daemon says of the move.
+    fn outcome(&mut self) -> Result<String, Failed> {
+        match self.begun.try_recv() {
+            Ok(Ok(answer)) => self.move_id = answer["move_id"].as_str().map(str::to_owned),
+            Ok(Err(why)) => self.unanswered = Some(why),
+            Err(_) => {}
+        }
+        if self.move_id.is_none() {
+            if self.unanswered.is_none() {
+                return Err("the order is not answered".into());
+            }
+            let path = format!("/v1/moves?guest={}&limit=20", self.guest.uuid);
+            let list = self.pair.hosts[self.guest.at].get(&path)?;
+            let ids = list["moves"].as_array().cloned().unwrap_or_default();
+            let ids = ids.iter().filter_map(|m| m["move_id"].as_str().map(str::to_owned));
+            self.move_id = ids.into_iter().find(|id| !self.pair.known_moves.contains(id));
+        }
+        let Some(id) = self.move_id.clone() else { return Ok("none".into()) };
+        let report = self.pair.report(self.guest.at, &id)?;
+        match report["outcome"].as_str() {
+            None => Err(format!("the move goes on: {}", report["phase"])),
+            Some("in-doubt") => Err(format!("the report says that it is in doubt: {report}")),
+            Some(outcome) => {
+                let outcome = outcome.to_owned();
+                self.pair.known_moves.push(id);
+                Ok(outcome)
+            }
+        }
+    }
+
+    /// Whether what is left is what must be.
+    fn judge(&mut self, outcome: &str) -> Result<(), Failed> {
+        let (source, target) = (self.guest.at, 1 - self.guest.at);
+        let moved = outcome == "moved";
+        let killed = |party| self.killed.contains(&party);
+        let (owner, dead) = match moved {
+            true => (target, killed(Party::Target)),
+            false => (source, killed(Party::Source)),
+        };
+        let at_owner = self.pair.hosts[owner].others();
+        let elsewhere = self.pair.hosts[1 - owner].others();
+        if !elsewhere.is_empty() || at_owner.len() != usize::from(!dead) {
+            return Err(format!(
+                "the report says {outcome}, and the processes are {at_owner:?} where the guest is \
+                 said to be, {elsewhere:?} elsewhere"
+            ));
+        }
+        self.not_lost(moved)?;
+        for host in [source, target] {
+            let owned = self.pair.hosts[host].record(self.guest.uuid)?;
+            let owned = owned.is_some_and(|r| r.ledger.owned().is_some());
+            if owned != (host == owner) {
+                let name = &self.pair.hosts[host].name;
+                return Err(format!("the report says {outcome}; {name} owns the guest: {owned}"));
+            }
+        }
+        self.same_word(outcome)?;
+        if dead {
+            self.pair.look();
+            self.pair.guest = None;
+        } else {
+            self.pair.verify(owner)?;
+            let pid = at_owner[0];
+            self.pair.guest = Some(Guest { at: owner, pid, ..self.guest.clone() });
+        }
+        let findings = self.pair.witness.findings();
+        self.pair.witness.forget();
+        if findings.is_empty() { Ok(()) } else { Err(findings.join("\n")) }
+    }
+
+    /// No guest is lost as long as a process lives that has all of its memory.
+    fn not_lost(&self, moved: bool) -> Result<(), Failed> {
+        let killed = |party| self.killed.contains(&party);
+        if !moved && killed(Party::Source) && self.prepared {
+            return Err("LOST: the target was prepared, and the guest was not let run there".into());
+        }
+        let ran = self.passed(1 - self.guest.at, "target.mark.Ran.after", "");
+        if moved && killed(Party::Target) && !ran {
+            return Err("LOST: the source had the memory, and did not take the guest back".into());
+        }
+        Ok(())
+    }
+
+    /// Both hosts say the same of the move, if the target's knows of it.
+    fn same_word(&self, outcome: &str) -> Result<(), Failed> {
+        let Some(id) = &self.move_id else { return Ok(()) };
+        match self.pair.report(1 - self.guest.at, id) {
+            Ok(report) if report["outcome"].as_str() != Some(outcome) => {
+                Err(format!("the source says {outcome}, the target {}", report["outcome"]))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Where a process is, of a guest that leaves `from`.
+fn host_of(party: Party, from: usize) -> usize {
+    match party {
+        Party::Source | Party::SourceDaemon => from,
+        Party::Target | Party::TargetDaemon => 1 - from,
+    }
+}
