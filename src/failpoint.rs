@@ -12,7 +12,7 @@ pub mod points;
 
 #[cfg(feature = "fail-points")]
 pub use self::harm::{HANDED_ON, begin, boot_id, skew_s};
-pub use migrate_engine::failpoint::{Fate, at, plain, rights};
+pub use migrate_engine::failpoint::{Fate, at, kind, plain};
 
 use jiff::{SignedDuration, Timestamp};
 

@@ -138,8 +138,13 @@ impl Daemon {
         }
     }
 
-    /// A guest that comes back soon may find the process that it left: that is about to end.
+    /// A guest that comes back soon may find the process that it left, or us in the place of that
+    /// process: both are about to end.
     async fn let_end(&self, definition: &GuestDefinition) {
+        let began = Instant::now();
+        while began.elapsed() < LEAVING && self.acts_for(definition.uuid) {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
         let record = journal::read(&self.dirs.journal(&definition.uuid)).ok().flatten();
         let now = record.as_ref().and_then(|r| r.ledger.now());
         if !matches!(now, Some(Step::Ceded(_) | Step::Moved(_))) {
@@ -148,7 +153,6 @@ impl Daemon {
         let is_same = |g: &room::Present| {
             g.uuid.map_or(g.name == definition.name, |uuid| uuid == definition.uuid)
         };
-        let began = Instant::now();
         while began.elapsed() < LEAVING && facts::guests(&self.dirs).iter().any(is_same) {
             tokio::time::sleep(LOOK_AGAIN).await;
         }

@@ -131,6 +131,12 @@ impl Daemon {
         Ok(Speaker::Us(acting))
     }
 
+    /// Whether somebody here acts for a dead process of this guest, and so holds its journal.
+    pub(super) fn acts_for(&self, guest: Uuid) -> bool {
+        let places = self.places.0.lock().unwrap_or_else(PoisonError::into_inner);
+        places.get(&guest).is_some_and(|place| place.strong_count() > 0)
+    }
+
     /// Delivers a word that the host `from` says; answers what there is to say to it at once.
     pub(super) async fn words_for(
         self: &Arc<Self>,

@@ -37,9 +37,113 @@ pub enum Fault {
     DiskError,
 }
 
+/// What goes wrong before the fault of a cell: its place is passed only then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum First {
+    /// Nothing.
+    Nothing,
+    /// The target is prepared, and nobody hears it: the source withdraws.
+    PreparedLost,
+    /// The target dies when it was given the guest and before it ran: the source takes it back.
+    TargetDies,
+    /// The source dies after it gave the guest away: its daemon says so.
+    SourceDiesCeded,
+    /// The source dies in doubt, with a prepared target: its daemon decides.
+    SourceDiesInDoubt,
+    /// The source dies before the last piece: its daemon takes the guest, which is dead.
+    SourceDiesOffered,
+}
+
+impl First {
+    /// Where it happens, and who is killed there; without that its messages are lost.
+    pub fn at(self) -> Option<(Point, Option<Party>)> {
+        use Party::{Source, Target};
+        Some(match self {
+            Self::Nothing => return None,
+            Self::PreparedLost => ((Target, "target.send.Prepared"), None),
+            Self::TargetDies => ((Target, "target.mark.Ran.before"), Some(Target)),
+            Self::SourceDiesCeded => ((Source, "source.send.Ceded"), Some(Source)),
+            Self::SourceDiesInDoubt => ((Target, "target.send.Prepared"), Some(Source)),
+            Self::SourceDiesOffered => ((Source, "source.send.LastPiece"), Some(Source)),
+        })
+    }
+
+    /// Places that are passed after it.
+    fn then(self) -> &'static [Point] {
+        use Party::{Source, SourceDaemon, Target, TargetDaemon};
+        match self {
+            Self::Nothing => POINTS,
+            Self::PreparedLost => &[
+                (Target, "target.send.Ask"),
+                (Source, "source.hear.Ask"),
+                (Source, "source.record.Withdrawn.before"),
+                (Source, "source.record.Withdrawn.after"),
+                (Source, "source.stamp.owner.before"),
+                (Source, "source.stamp.owner.after"),
+                (Source, "source.resume.before"),
+                (Source, "source.resume.after"),
+                (Source, "source.send.Withdrawn"),
+                (Target, "target.hear.Withdrawn"),
+                (Target, "target.record.Tombstone.before"),
+                (Target, "target.record.Tombstone.after"),
+                (Target, "target.send.NeverRan"),
+                (Source, "source.hear.NeverRan"),
+            ],
+            Self::TargetDies => &[
+                (TargetDaemon, "keeper.record.Tombstone.before"),
+                (TargetDaemon, "keeper.record.Tombstone.after"),
+                (TargetDaemon, "daemon.ask.ProcessGone"),
+                (SourceDaemon, "daemon.asked.ProcessGone"),
+                (SourceDaemon, "daemon.answer.ProcessGone"),
+                (Source, "source.hear-around.NeverRan"),
+                (Source, "source.take.owner.before"),
+                (Source, "source.take.owner.after"),
+                (Source, "source.record.Owner.before"),
+                (Source, "source.record.Owner.after"),
+                (Source, "source.stamp.owner.before"),
+                (Source, "source.stamp.owner.after"),
+                (Source, "source.resume.before"),
+                (Source, "source.resume.after"),
+            ],
+            Self::SourceDiesCeded | Self::SourceDiesInDoubt => &[
+                (SourceDaemon, "keeper.record.Ceded.before"),
+                (SourceDaemon, "keeper.record.Ceded.after"),
+                (SourceDaemon, "keeper.record.Moved.before"),
+                (SourceDaemon, "keeper.record.Moved.after"),
+                (SourceDaemon, "daemon.ask.ProcessGone"),
+                (TargetDaemon, "daemon.asked.ProcessGone"),
+                (SourceDaemon, "daemon.ask.Words"),
+                (TargetDaemon, "daemon.asked.Words"),
+                (Target, "target.hear-around.Ceded"),
+                (Target, "target.mark.Ran.before"),
+                (Target, "target.mark.Ran.after"),
+                (Target, "target.record.Owner.after"),
+            ],
+            Self::SourceDiesOffered => &[
+                (SourceDaemon, "keeper.record.Withdrawn.before"),
+                (SourceDaemon, "keeper.record.Withdrawn.after"),
+                (SourceDaemon, "daemon.ask.Words"),
+                (TargetDaemon, "daemon.asked.Words"),
+                (Target, "target.record.Tombstone.before"),
+                (Target, "target.record.Tombstone.after"),
+            ],
+        }
+    }
+}
+
+const FIRSTS: [First; 6] = [
+    First::Nothing,
+    First::PreparedLost,
+    First::TargetDies,
+    First::SourceDiesCeded,
+    First::SourceDiesInDoubt,
+    First::SourceDiesOffered,
+];
+
 /// A cell of the campaign.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cell {
+    pub first: First,
     pub point: Point,
     pub fault: Fault,
 }
@@ -47,6 +151,9 @@ pub struct Cell {
 impl fmt::Display for Cell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (party, place) = self.point;
+        if self.first != First::Nothing {
+            write!(f, "{:?}+", self.first)?;
+        }
         write!(f, "{party:?}/{place}/{:?}", self.fault)
     }
 }
@@ -87,11 +194,19 @@ impl Cell {
             let own = own(point.1);
             kills.chain(stops).chain(cuts).chain(own).collect::<Vec<_>>()
         };
-        let cells = |point: &Point| {
-            let point = *point;
-            faults(&point).into_iter().map(move |fault| Self { point, fault })
+        let cells = |first: First| {
+            let dead = first.at().and_then(|(_, dead)| dead);
+            let strikes_dead = move |fault: &Fault| {
+                dead.is_some_and(|d| [Fault::Kill(d), Fault::Stop(d)].contains(fault))
+            };
+            let of = move |point: &Point| {
+                let (point, faults) = (*point, faults(point));
+                let faults = faults.into_iter().filter(move |f| !strikes_dead(f));
+                faults.map(move |fault| Self { first, point, fault }).collect::<Vec<_>>()
+            };
+            first.then().iter().flat_map(of).collect::<Vec<_>>()
         };
-        POINTS.iter().flat_map(cells).collect()
+        FIRSTS.into_iter().flat_map(cells).collect()
     }
 
     /// The rule that brings it about at the host of the place.
@@ -100,8 +215,8 @@ impl Cell {
             Fault::Lost => Action::Fate(Fate::Drop),
             Fault::Twice => Action::Fate(Fate::Twice),
             Fault::Late => Action::Fate(Fate::Later(Duration::from_millis(50 + seed.below(700)))),
-            Fault::NoSpace => Action::Fate(Fate::Fail(nix::libc::ENOSPC)),
-            Fault::DiskError => Action::Fate(Fate::Fail(nix::libc::EIO)),
+            Fault::NoSpace => Action::Fate(Fate::Fail(libc::ENOSPC)),
+            Fault::DiskError => Action::Fate(Fate::Fail(libc::EIO)),
             _ => Action::Hold,
         };
         Rule { place: self.point.1.to_owned(), nth: Some(1), action }
@@ -150,7 +265,8 @@ mod tests {
         let names: BTreeSet<String> = all.iter().map(ToString::to_string).collect();
         assert_eq!(names.len(), all.len(), "no name twice");
         for point in POINTS {
-            let of = all.iter().filter(|c| c.point == *point && c.holds()).count();
+            let of = |c: &&Cell| c.first == First::Nothing && c.point == *point && c.holds();
+            let of = all.iter().filter(of).count();
             assert_eq!(of, 11, "{point:?}");
         }
         for (place, faults) in [

@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::support::{Home, names_in, run};
+use crate::support::{Home, descriptors, names_in, run};
 
 /// What went wrong, in words.
 pub type Failed = String;
@@ -193,10 +193,18 @@ impl Host {
         whole.lines().filter_map(line).filter(|p| p.generation == generation).collect()
     }
 
-    /// Processes of this host but its daemon.
+    /// Guest processes of this host. Only a process of the program is looked into: there are many
+    /// others, and this is asked often.
     pub fn others(&self) -> Vec<i32> {
-        let daemon = self.daemon_pid();
-        self.home.processes().into_iter().filter(|pid| *pid != daemon).collect()
+        let Ok(all) = fs::read_dir("/proc") else { return Vec::new() };
+        let pids = all.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
+        let is_guest = |pid: &i32| {
+            let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let hidden = b"guest-process";
+            words.windows(hidden.len()).any(|word| word == hidden)
+        };
+        let ours = |pid: &i32| descriptors(*pid).iter().any(|p| p.starts_with(self.home.path()));
+        pids.filter(|pid| is_guest(pid) && ours(pid)).collect()
     }
 
     /// Names of the guests that have something in the runtime directory.
@@ -214,13 +222,8 @@ impl Host {
         names_in(&self.home.dirs().state.join("moves").join("open"))
     }
 
-    /// What the daemon said.
-    pub fn log(&self) -> String {
-        fs::read_to_string(self.home.path().join("daemon.log")).unwrap_or_default()
-    }
-
     /// Keeps the evidence: all that lies there but keys.
-    pub fn keep(&self, to: &std::path::Path) {
+    pub fn keep(&self, to: &Path) {
         let _ = fs::create_dir_all(to);
         let from = self.home.path();
         let parts = ["daemon.log", "harm", "state"].map(|part| from.join(part));

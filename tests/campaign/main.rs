@@ -68,6 +68,14 @@ fn a_move_in_which_nothing_goes_wrong_passes_every_place() {
     assert_eq!(pair.witness.findings(), [""; 0]);
 }
 
+/// Elsewhere a test says that no other build has this in it: here is what it looks for.
+#[test]
+fn this_build_of_the_program_has_the_places() {
+    let program = std::fs::read(env!("CARGO_BIN_EXE_migrate")).unwrap();
+    let name = b"MIGRATE_FAIL_POINTS";
+    assert!(program.windows(name.len()).any(|word| word == name));
+}
+
 /// What a campaign may use.
 struct Limits {
     pairs: usize,

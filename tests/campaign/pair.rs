@@ -93,8 +93,20 @@ impl Pair {
 
     /// Lets go of whoever is held.
     pub fn release(&self) -> Result<(), Failed> {
-        let (generation, rules) = (self.generation, Vec::new());
-        self.hosts.iter().try_for_each(|h| h.plan(&Plan { generation, rules: rules.clone() }))
+        self.same_plan([Vec::new(), Vec::new()])
+    }
+
+    /// Other rules of the same plan: whoever is held by none of them goes on.
+    pub fn same_plan(&self, rules: [Vec<Rule>; 2]) -> Result<(), Failed> {
+        let generation = self.generation;
+        let mut both = self.hosts.iter().zip(rules);
+        both.try_for_each(|(host, rules)| host.plan(&Plan { generation, rules }))
+    }
+
+    /// Whether a process of a host stands at a place.
+    pub fn held_at(&self, host: usize, place: &str) -> bool {
+        let passed = self.hosts[host].passed(self.generation);
+        passed.iter().any(|p| p.place == place && p.what == "held")
     }
 
     /// Whether a process of a host has passed a place.

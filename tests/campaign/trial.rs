@@ -3,7 +3,9 @@
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use migrate::failpoint::points::Party;
+use migrate::failpoint::Fate;
+use migrate::failpoint::plan::{Action, Rule};
+use migrate::failpoint::points::{Party, Point};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -13,6 +15,9 @@ use crate::pair::{Guest, Pair};
 
 /// Nothing takes so long until it is settled.
 const SETTLED: Duration = Duration::from_secs(100);
+/// What a process leaves that dies after its move is cleared up by whoever looks: after this time
+/// somebody does.
+const ALONE: Duration = Duration::from_secs(2);
 /// A place that was not passed by then is not passed.
 const REACHED: Duration = Duration::from_secs(20);
 
@@ -60,6 +65,12 @@ impl<'a> Trial<'a> {
     fn begin(pair: &'a mut Pair, cell: Cell, mut seed: Seed) -> Result<Self, Failed> {
         let guest = pair.guest()?;
         let mut rules = [Vec::new(), Vec::new()];
+        if let Some(((party, place), dies)) = cell.first.at() {
+            let lost = Action::Fate(Fate::Drop);
+            let (nth, action) = if dies.is_some() { (Some(1), Action::Hold) } else { (None, lost) };
+            let rule = Rule { place: place.to_owned(), nth, action };
+            rules[host_of(party, guest.at)].push(rule);
+        }
         rules[host_of(cell.point.0, guest.at)].push(cell.rule(&mut seed));
         let generation = pair.plan(rules)?;
         let options = json!({"max_downtime_ms": 150, "on_stall": "pause", "timeout_ms": 10_000});
@@ -94,23 +105,38 @@ impl<'a> Trial<'a> {
         self.passed(host_of(party, self.guest.at), place, "harmed")
     }
 
+    /// Waits until somebody stands at the place.
+    fn reach(&mut self, (party, place): Point) -> Result<(), Failed> {
+        let host = host_of(party, self.guest.at);
+        if self.pair.look_until(REACHED, |pair| pair.held_at(host, place)) {
+            return Ok(());
+        }
+        self.pair.release()?;
+        Err(format!("{place} was not passed"))
+    }
+
+    /// What goes wrong first.
+    fn first(&mut self) -> Result<(), Failed> {
+        let Some((point, Some(dies))) = self.cell.first.at() else { return Ok(()) };
+        self.reach(point)?;
+        self.prepared = self.passed(1 - self.guest.at, "target.send.Prepared", "");
+        let rest = self.cell.rule(&mut self.seed);
+        let Some(pid) = self.pid_of(dies) else { return Err("nobody to kill first".into()) };
+        self.killed.push(dies);
+        signal(pid, Signal::SIGKILL);
+        let mut rules = [Vec::new(), Vec::new()];
+        rules[host_of(self.cell.point.0, self.guest.at)].push(rest);
+        self.pair.same_plan(rules)
+    }
+
     /// Waits until somebody stands at the place, does the fault, and lets go.
     fn strike(&mut self) -> Result<bool, Failed> {
+        self.first()?;
         if !self.cell.holds() {
             return Ok(true);
         }
-        let (party, place) = self.cell.point;
-        let host = host_of(party, self.guest.at);
-        let end = Instant::now() + REACHED;
-        while !self.passed(host, place, "held") {
-            if Instant::now() > end {
-                self.pair.release()?;
-                return Err(format!("{place} was not passed"));
-            }
-            self.pair.look();
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        self.prepared = self.passed(1 - self.guest.at, "target.send.Prepared", "");
+        self.reach(self.cell.point)?;
+        self.prepared |= self.passed(1 - self.guest.at, "target.send.Prepared", "");
         let pause = self.seed.pause();
         let struck = match self.cell.fault {
             Fault::Kill(party) => self.kill(party),
@@ -174,18 +200,31 @@ impl<'a> Trial<'a> {
 
     /// Waits until nothing goes on any more anywhere; answers what became of the move.
     fn settle(&mut self) -> Result<String, Failed> {
-        let end = Instant::now() + SETTLED;
+        let began = Instant::now();
+        let end = began + SETTLED;
+        let mut listed = false;
         loop {
             self.pair.look();
             let why = match self.unsettled() {
                 Ok(outcome) => return Ok(outcome),
                 Err(why) => why,
             };
+            if !listed && began.elapsed() > ALONE && self.told() {
+                // It died alone, after the move: whoever looks at the guests clears up.
+                self.pair.hosts.iter().try_for_each(|host| host.done(&["ls"]).map(drop))?;
+                listed = true;
+            }
             if Instant::now() > end {
                 return Err(format!("not settled after {} s: {why}", SETTLED.as_secs()));
             }
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(Duration::from_millis(40));
         }
+    }
+
+    /// Whether a process that was killed had said how the move ended.
+    fn told(&self) -> bool {
+        let told = |host: usize| self.passed(host, "daemon.hear.Result", "");
+        self.killed.iter().any(|party| told(host_of(*party, self.guest.at)))
     }
 
     /// The outcome, or what is not settled yet.
@@ -289,11 +328,14 @@ impl<'a> Trial<'a> {
     /// No guest is lost as long as a process lives that has all of its memory.
     fn not_lost(&self, moved: bool) -> Result<(), Failed> {
         let killed = |party| self.killed.contains(&party);
-        if !moved && killed(Party::Source) && self.prepared {
+        // Whoever has withdrawn may have run on: nobody else has the newest memory.
+        let withdrawn = self.passed(self.guest.at, "source.record.Withdrawn.after", "");
+        let prepared = self.prepared && !withdrawn && !killed(Party::Target);
+        if !moved && killed(Party::Source) && prepared {
             return Err("LOST: the target was prepared, and the guest was not let run there".into());
         }
         let ran = self.passed(1 - self.guest.at, "target.mark.Ran.after", "");
-        if moved && killed(Party::Target) && !ran {
+        if moved && killed(Party::Target) && !killed(Party::Source) && !ran {
             return Err("LOST: the source had the memory, and did not take the guest back".into());
         }
         Ok(())

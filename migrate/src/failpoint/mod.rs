@@ -124,6 +124,11 @@ pub fn plain(value: &impl std::fmt::Debug) -> String {
     words.collect::<Vec<_>>().join("-")
 }
 
+/// The name of a variant, without what is in it.
+pub fn kind(value: &impl std::fmt::Debug) -> String {
+    plain(value).split('-').next().unwrap_or_default().to_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -134,6 +139,7 @@ mod tests {
     fn names_are_those_of_the_variants() {
         assert_eq!(plain(&TargetSays::Ran { durable: true }), "Ran-durable-true");
         assert_eq!(plain(&SourceSays::Ceded), "Ceded");
+        assert_eq!(kind(&ToSource::Says(TargetSays::NeverRan, None)), "Says");
     }
 
     #[test]

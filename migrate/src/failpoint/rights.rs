@@ -19,7 +19,7 @@ pub fn rights<D: Rights>(side: Side, rights: D) -> impl Rights {
 mod watched {
     use std::io;
 
-    use super::super::{at, plain, side};
+    use super::super::{at, kind, side};
     use crate::handover::journal::{Mark, Record};
     use crate::handover::proof::Durable;
     use crate::handover::term::{Beside, Term};
@@ -61,10 +61,6 @@ mod watched {
             work(&mut self.rights);
             let _ = at(|| format!("{}.{name}.after", side(self.side)));
         }
-    }
-
-    fn kind(value: &impl std::fmt::Debug) -> String {
-        plain(value).split('-').next().unwrap_or_default().to_owned()
     }
 
     impl<D: Rights> Durable for Watched<D> {

@@ -111,7 +111,7 @@ impl Place {
     }
 
     fn record(&mut self, record: Record) -> Result<(), JournalError> {
-        let place = |when| format!("keeper.record.{}.{when}", failpoint::plain(&record));
+        let place = |when| format!("keeper.record.{}.{when}", failpoint::kind(&record));
         let failed = |source| JournalError::Io { path: PathBuf::new(), what: "written", source };
         failpoint::at(|| place("before")).written().map_err(failed)?;
         self.journal.step(&self.whose, record, None, failpoint::now())?;

@@ -122,7 +122,7 @@ impl Listening<'_> {
 fn place(event: &MoveEvent) -> String {
     let what = match event {
         MoveEvent::Phase { phase, .. } => failpoint::plain(phase),
-        other => failpoint::plain(other).split('-').next().unwrap_or_default().to_owned(),
+        other => failpoint::kind(other),
     };
     format!("daemon.hear.{what}")
 }

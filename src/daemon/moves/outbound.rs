@@ -22,7 +22,7 @@ use crate::api::moving::{
 };
 use crate::api::{ErrorCode, Failure, GuestInfo, GuestState};
 use crate::config::hex;
-use crate::daemon::keeper::{self, Acting};
+use crate::daemon::keeper::{self, Acting, Speaker};
 use crate::daemon::peer::{Answer, Prepare, Request};
 use crate::daemon::peers::{self, Told};
 use crate::daemon::{Daemon, host_name, unexpected};
@@ -83,7 +83,7 @@ async fn run(daemon: Arc<Daemon>, client: GuestClient, open: Arc<Open>, begun: B
             share_bandwidth(&daemon).await;
             hear_out(&daemon, &open, follow(&daemon, &open, &feed).await).await
         }
-        Err(failure) => failed(&open.about, failure),
+        Err(failure) => not_begun(&daemon, &open, failure).await,
     };
     finish(&daemon, &open, report).await;
 }
@@ -281,6 +281,15 @@ async fn dead(daemon: &Arc<Daemon>, open: &Arc<Open>, acting: Acting) -> MoveRep
     daemon.settle(about.uuid, acting, keeper::PATIENCE).await;
     daemon.clear_up(&about.guest);
     daemon.verdict(open)
+}
+
+/// Nothing has begun. If that is so because the guest's process died meanwhile, that is the truth
+/// of it, and nothing of the process is left.
+async fn not_begun(daemon: &Arc<Daemon>, open: &Arc<Open>, failure: Failure) -> MoveReport {
+    match daemon.speaker(open.about.uuid) {
+        Ok(Speaker::Us(acting)) => dead(daemon, open, acting).await,
+        _ => failed(&open.about, failure),
+    }
 }
 
 /// Nothing has begun.
