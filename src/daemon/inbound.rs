@@ -335,12 +335,14 @@ pub async fn receive(
             let telling = daemon.tell_of_death(&about.from.name, about.uuid, about.move_id, &why);
             // A tombstone needs nobody's answer; the source's daemon may be slow to hear of it.
             tokio::join!(telling, daemon.settle(about.uuid, acting, keeper::PATIENCE));
+            // A daemon that ends now comes back to the record of the move, so that goes last.
+            daemon.clear_up(&about.guest).await;
             daemon.verdict(&open)
         }
     };
     on_file(&daemon, about).await;
     drop(reservation);
-    daemon.clear_up(&about.guest);
+    tokio::spawn(daemon.clear_up(&about.guest));
     daemon.end_move(&open, &report);
 }
 

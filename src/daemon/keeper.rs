@@ -34,6 +34,8 @@ use crate::host::registry;
 pub const PATIENCE: Duration = Duration::from_mins(2);
 /// Time between two looks at a switch that is not settled.
 const AGAIN: Duration = Duration::from_millis(500);
+/// How often a host that does not answer is told of a death. It finds out by its link at last.
+const TELLINGS: u32 = 8;
 /// Time between two tries to settle what could not be settled at once.
 pub const LATER: Duration = Duration::from_secs(30);
 
@@ -273,9 +275,15 @@ impl Daemon {
 
     /// Tells the host on the other side of a move that the guest's process here is dead.
     pub(super) async fn tell_of_death(&self, host: &str, guest: Uuid, move_id: Uuid, why: &str) {
-        let gone = PeerGone { why: why.to_owned() };
-        if let Err(failure) = self.ask(host, Request::ProcessGone { guest, move_id, gone }).await {
-            tracing::warn!(MOVE = %move_id, host, %failure, "it was not told of the death of a process");
+        for again in 0..TELLINGS {
+            let gone = PeerGone { why: why.to_owned() };
+            let told = self.ask(host, Request::ProcessGone { guest, move_id, gone }).await;
+            let Err(failure) = told else { return };
+            tracing::warn!(MOVE = %move_id, host, %failure, again, "it was not told of the death of a process");
+            if failure.0.code != ErrorCode::Unreachable {
+                return;
+            }
+            tokio::time::sleep(AGAIN).await;
         }
     }
 

@@ -292,9 +292,12 @@ impl Daemon {
     }
 
     /// Removes what a dead process left in its runtime directory.
-    pub(super) fn clear_up(self: &Arc<Self>, guest: &str) {
+    pub(super) fn clear_up(
+        self: &Arc<Self>,
+        guest: &str,
+    ) -> impl Future<Output = ()> + Send + use<> {
         let (daemon, guest) = (Arc::clone(self), guest.to_owned());
-        tokio::spawn(async move {
+        async move {
             let paths = daemon.dirs.guest(&guest);
             let began = Instant::now();
             // Its journal is let go a moment before its directory, or after it.
@@ -306,7 +309,7 @@ impl Daemon {
             {
                 tracing::warn!(GUEST = guest, %error, "leftovers of a guest process remain");
             }
-        });
+        }
     }
 
     /// What a guest left open is settled: a move of it that was in doubt has its outcome.

@@ -18,6 +18,8 @@ use crate::failpoint::{self, Fate};
 
 /// How long an answer may take.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+/// How long one may take that is asked again.
+const SOON: Duration = Duration::from_secs(2);
 
 /// What came of a question.
 pub struct Told {
@@ -123,6 +125,21 @@ impl Daemon {
     /// # Errors
     /// It cannot be reached, is not who it should be, or refuses; its own words then.
     pub(super) async fn ask(&self, name: &str, request: Request) -> Result<Told, Failure> {
+        // These are said again until they are answered. A session with a daemon that was
+        // restarted, or over a link that was cut, is silent for much longer.
+        let again = matches!(request, Request::Words { .. } | Request::ProcessGone { .. });
+        if !again {
+            return self.ask_once(name, request).await;
+        }
+        let asking = tokio::time::timeout(SOON, self.ask_once(name, request)).await;
+        asking.unwrap_or_else(|_| {
+            let message = format!("host '{name}' did not answer within {} s", SOON.as_secs());
+            let remedy = "nothing: it is asked again";
+            Err(Failure::new(ErrorCode::Unreachable, message, remedy).retryable())
+        })
+    }
+
+    async fn ask_once(&self, name: &str, request: Request) -> Result<Told, Failure> {
         let dialler = self.dialler()?;
         let known = self.known(name)?;
         let address = resolve(&known.address).await?;

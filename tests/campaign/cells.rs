@@ -87,7 +87,6 @@ impl First {
                 (Target, "target.record.Tombstone.before"),
                 (Target, "target.record.Tombstone.after"),
                 (Target, "target.send.NeverRan"),
-                (Source, "source.hear.NeverRan"),
             ],
             Self::TargetDies => &[
                 (TargetDaemon, "keeper.record.Tombstone.before"),
@@ -120,8 +119,10 @@ impl First {
                 (Target, "target.record.Owner.after"),
             ],
             Self::SourceDiesOffered => &[
-                (SourceDaemon, "keeper.record.Withdrawn.before"),
-                (SourceDaemon, "keeper.record.Withdrawn.after"),
+                (SourceDaemon, "keeper.record.Owner.before"),
+                (SourceDaemon, "keeper.record.Owner.after"),
+                (Target, "target.hear-around.Probe"),
+                (Target, "target.send-around.NotPrepared"),
                 (SourceDaemon, "daemon.ask.Words"),
                 (TargetDaemon, "daemon.asked.Words"),
                 (Target, "target.record.Tombstone.before"),

@@ -9,7 +9,7 @@ use migrate::failpoint::points::{Party, Point};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::cells::{Cell, Fault, Seed};
+use crate::cells::{Cell, Fault, First, Seed};
 use crate::host::{Failed, signal};
 use crate::pair::{Guest, Pair};
 
@@ -19,7 +19,7 @@ const SETTLED: Duration = Duration::from_secs(100);
 /// somebody does.
 const ALONE: Duration = Duration::from_secs(2);
 /// A place that was not passed by then is not passed.
-const REACHED: Duration = Duration::from_secs(20);
+const REACHED: Duration = Duration::from_secs(15);
 
 /// How a run ended in which all was as it must be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,19 +106,21 @@ impl<'a> Trial<'a> {
     }
 
     /// Waits until somebody stands at the place.
-    fn reach(&mut self, (party, place): Point) -> Result<(), Failed> {
+    fn reach(&mut self, (party, place): Point) -> Result<bool, Failed> {
         let host = host_of(party, self.guest.at);
-        if self.pair.look_until(REACHED, |pair| pair.held_at(host, place)) {
-            return Ok(());
+        let reached = self.pair.look_until(REACHED, |pair| pair.held_at(host, place));
+        if !reached {
+            self.pair.release()?;
         }
-        self.pair.release()?;
-        Err(format!("{place} was not passed"))
+        Ok(reached)
     }
 
     /// What goes wrong first.
     fn first(&mut self) -> Result<(), Failed> {
         let Some((point, Some(dies))) = self.cell.first.at() else { return Ok(()) };
-        self.reach(point)?;
+        if !self.reach(point)? {
+            return Err(format!("{} was not passed", point.1));
+        }
         self.prepared = self.passed(1 - self.guest.at, "target.send.Prepared", "");
         let rest = self.cell.rule(&mut self.seed);
         let Some(pid) = self.pid_of(dies) else { return Err("nobody to kill first".into()) };
@@ -135,7 +137,12 @@ impl<'a> Trial<'a> {
         if !self.cell.holds() {
             return Ok(true);
         }
-        self.reach(self.cell.point)?;
+        if !self.reach(self.cell.point)? {
+            // After harm there is more than one way.
+            let first = self.cell.first != First::Nothing;
+            let why = || format!("{} was not passed", self.cell.point.1);
+            return if first { Ok(false) } else { Err(why()) };
+        }
         self.prepared |= self.passed(1 - self.guest.at, "target.send.Prepared", "");
         let pause = self.seed.pause();
         let struck = match self.cell.fault {

@@ -277,9 +277,11 @@ async fn dead(daemon: &Arc<Daemon>, open: &Arc<Open>, acting: Acting) -> MoveRep
     let about = &open.about;
     tracing::error!(MOVE = %about.move_id, GUEST = about.guest, "the guest's process is dead");
     let why = format!("the guest's process on {} died", about.from.name);
-    daemon.tell_of_death(&about.to.name, about.uuid, about.move_id, &why).await;
-    daemon.settle(about.uuid, acting, keeper::PATIENCE).await;
-    daemon.clear_up(&about.guest);
+    let telling = daemon.tell_of_death(&about.to.name, about.uuid, about.move_id, &why);
+    // The other side may be slow to hear of it, or gone: what it has to say it is asked for.
+    tokio::join!(telling, daemon.settle(about.uuid, acting, keeper::PATIENCE));
+    // A daemon that ends now comes back to the record of the move, so that goes last.
+    daemon.clear_up(&about.guest).await;
     daemon.verdict(open)
 }
 
