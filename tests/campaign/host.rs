@@ -235,7 +235,7 @@ impl Host {
 fn call(socket: &Path, head: &str, body: &str) -> Result<Value, Failed> {
     let failed = |e: std::io::Error| format!("the API at {}: {e}", socket.display());
     let mut socket = UnixStream::connect(socket).map_err(failed)?;
-    socket.set_read_timeout(Some(Duration::from_secs(60))).map_err(failed)?;
+    socket.set_read_timeout(Some(Duration::from_mins(1))).map_err(failed)?;
     let length = body.len();
     let request = format!(
         "{head} HTTP/1.1\r\nhost: daemon\r\nconnection: close\r\ncontent-type: \

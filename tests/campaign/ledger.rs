@@ -2,6 +2,7 @@
 //! its cells.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
@@ -131,8 +132,11 @@ impl Ledger {
             let place = format!("{:?} {}", cell.point.0, cell.point.1);
             rows.entry(place).or_default().push(format!("{}={count}", fault.trim_end_matches('-')));
         }
-        let mut text: String =
-            rows.iter().map(|(place, cells)| format!("{place}: {}\n", cells.join(" "))).collect();
+        let mut text = String::new();
+        for (place, cells) in &rows {
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "{place}: {}", cells.join(" "));
+        }
         text.push_str(&figures(&known.lines));
         text
     }
@@ -158,9 +162,10 @@ fn figures(lines: &[Value]) -> String {
         ms.sort_unstable();
         let (median, most) = (ms[ms.len() / 2], ms[ms.len() - 1]);
         let number = ms.len();
-        text.push_str(&format!(
-            "{fault}: {number} runs, settled after {median} ms in the middle, {most} ms at most\n"
-        ));
+        let _ = writeln!(
+            text,
+            "{fault}: {number} runs, settled after {median} ms in the middle, {most} ms at most"
+        );
     }
     text
 }

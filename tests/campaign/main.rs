@@ -45,7 +45,7 @@ fn a_move_in_which_nothing_goes_wrong_passes_every_place() {
     let begun = pair.hosts[guest.at].post("/v1/moves", &order).unwrap();
     let id = begun["move_id"].as_str().unwrap().to_owned();
     let reported = |p: &mut Pair| p.passed_by(generation, guest.at, "daemon.answered.Report");
-    assert!(pair.look_until(Duration::from_secs(60), reported), "the move ends");
+    assert!(pair.look_until(Duration::from_mins(1), reported), "the move ends");
     assert_eq!(pair.report(guest.at, &id).unwrap()["outcome"], "moved");
     let mut found: BTreeSet<(Party, String)> = BTreeSet::new();
     for (at, host) in pair.hosts.iter().enumerate() {

@@ -66,7 +66,7 @@ impl Pair {
         let first = first.into_iter().find(|port| ports_free(&addresses, *port));
         let first = first.ok_or("no free ports")?;
         let ports: Vec<u16> = (first..first + PORTS).collect();
-        let relay = Relay::start(addresses, [ports.clone(), ports]).map_err(|e| e.to_string())?;
+        let relay = Relay::start(addresses, &[ports.clone(), ports]).map_err(|e| e.to_string())?;
         let host =
             |at: usize, name| Host::new(name, addresses[at], first, (Uuid::new_v4(), SKEW_S[at]));
         let (mut a, mut b) = (host(0, "alpha")?, host(1, "beta")?);

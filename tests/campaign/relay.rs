@@ -59,7 +59,7 @@ enum Kind {
 
 impl Relay {
     /// Carries what comes to `front:port` to `back:port`, for both hosts and all their ports.
-    pub fn start(hosts: [(Ipv4Addr, Ipv4Addr); 2], ports: [Vec<u16>; 2]) -> io::Result<Self> {
+    pub fn start(hosts: [(Ipv4Addr, Ipv4Addr); 2], ports: &[Vec<u16>; 2]) -> io::Result<Self> {
         let mut hops = Vec::new();
         for (host, ports) in ports.iter().enumerate() {
             let (front, back) = hosts[host];
@@ -130,14 +130,13 @@ fn drain(
         match hops[at].kind {
             Kind::Front(real) => {
                 let key = (at, from);
-                let back = match paths.get(&key) {
-                    Some(back) => *back,
-                    None => {
-                        let Some(hop) = path(at, from, 1 - host) else { return };
-                        hops.push(hop);
-                        paths.insert(key, hops.len() - 1);
-                        hops.len() - 1
-                    }
+                let back = if let Some(back) = paths.get(&key) {
+                    *back
+                } else {
+                    let Some(hop) = path(at, from, 1 - host) else { return };
+                    hops.push(hop);
+                    paths.insert(key, hops.len() - 1);
+                    hops.len() - 1
                 };
                 hops[back].used = Instant::now();
                 let _ = hops[back].socket.send_to(data, real);

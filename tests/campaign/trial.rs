@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use migrate::failpoint::Fate;
 use migrate::failpoint::plan::{Action, Rule};
 use migrate::failpoint::points::{Party, Point};
+use migrate_engine::handover::journal::Record as Step;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -149,16 +150,12 @@ impl<'a> Trial<'a> {
             Fault::Kill(party) => self.kill(party),
             Fault::Stop(party) => self.stop(party, pause),
             Fault::Cut => self.cut([true, true], pause),
-            Fault::CutToTarget => self.cut(self.only_to(1 - self.guest.at), pause),
-            Fault::CutToSource => self.cut(self.only_to(self.guest.at), pause),
+            Fault::CutToTarget => self.cut(only_to(1 - self.guest.at), pause),
+            Fault::CutToSource => self.cut(only_to(self.guest.at), pause),
             _ => Ok(true),
         };
         self.pair.release()?;
         struck
-    }
-
-    fn only_to(&self, host: usize) -> [bool; 2] {
-        [host == 0, host == 1]
     }
 
     fn pid_of(&self, party: Party) -> Option<i32> {
@@ -248,8 +245,7 @@ impl<'a> Trial<'a> {
                 return Err(format!("{} has an open move: {open}", host.name));
             }
             let now = host.record(uuid)?.and_then(|r| r.ledger.now().copied());
-            use migrate_engine::handover::journal::Record::{Ceded, Offered, Receiving};
-            if let Some(now @ (Ceded(_) | Offered(_) | Receiving(_))) = now {
+            if let Some(now @ (Step::Ceded(_) | Step::Offered(_) | Step::Receiving(_))) = now {
                 return Err(format!("the journal of {} says {now:?}", host.name));
             }
         }
@@ -297,10 +293,8 @@ impl<'a> Trial<'a> {
         let (source, target) = (self.guest.at, 1 - self.guest.at);
         let moved = outcome == "moved";
         let killed = |party| self.killed.contains(&party);
-        let (owner, dead) = match moved {
-            true => (target, killed(Party::Target)),
-            false => (source, killed(Party::Source)),
-        };
+        let (owner, dead) =
+            if moved { (target, killed(Party::Target)) } else { (source, killed(Party::Source)) };
         let at_owner = self.pair.hosts[owner].others();
         let elsewhere = self.pair.hosts[1 - owner].others();
         if !elsewhere.is_empty() || at_owner.len() != usize::from(!dead) {
@@ -311,11 +305,11 @@ impl<'a> Trial<'a> {
         }
         self.not_lost(moved)?;
         for host in [source, target] {
-            let owned = self.pair.hosts[host].record(self.guest.uuid)?;
-            let owned = owned.is_some_and(|r| r.ledger.owned().is_some());
-            if owned != (host == owner) {
+            let record = self.pair.hosts[host].record(self.guest.uuid)?;
+            let says_so = record.is_some_and(|r| r.ledger.owned().is_some());
+            if says_so != (host == owner) {
                 let name = &self.pair.hosts[host].name;
-                return Err(format!("the report says {outcome}; {name} owns the guest: {owned}"));
+                return Err(format!("the report says {outcome}; {name} owns the guest: {says_so}"));
             }
         }
         self.same_word(outcome)?;
@@ -358,6 +352,11 @@ impl<'a> Trial<'a> {
             _ => Ok(()),
         }
     }
+}
+
+/// A cut of what goes to one host.
+fn only_to(host: usize) -> [bool; 2] {
+    [host == 0, host == 1]
 }
 
 /// Where a process is, of a guest that leaves `from`.
