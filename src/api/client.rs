@@ -18,8 +18,8 @@ use super::cpu::GuestCpu;
 use super::daemon_client::MoveEvents;
 use super::moving::{Bandwidth, CancelAnswer, MoveStart, PeerGone, Words};
 use super::{
-    ErrorBody, ErrorCode, Failure, GuestInfo, SaveRequest, SaveResult, StopRequest, StopResult,
-    ThrottleRequest, WaitResult,
+    DirtyRate, ErrorBody, ErrorCode, Failure, GuestInfo, SaveRequest, SaveResult, StopRequest,
+    StopResult, ThrottleRequest, WaitResult,
 };
 use crate::config::GuestPaths;
 
@@ -91,6 +91,11 @@ impl GuestClient {
     /// The CPU that the guest is shown.
     pub async fn cpu(&self) -> Result<GuestCpu, CallError> {
         self.exchange(Method::GET, "/v1/cpu", None, Some(LOOK_DEADLINE)).await
+    }
+
+    /// How fast the guest writes to its memory, as watched for half a second.
+    pub async fn dirty_rate(&self) -> Result<DirtyRate, CallError> {
+        self.exchange(Method::POST, "/v1/dirty-rate", None, Some(LOOK_DEADLINE)).await
     }
 
     /// Pauses the guest.

@@ -295,6 +295,7 @@ fn parse(line: &[u8]) -> Result<Option<MoveEvent>, CallError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::moving::{MovePhase, Words};
 
     #[test]
     fn kinds_to_come_are_left_out_and_nonsense_is_not() {
@@ -320,6 +321,35 @@ mod tests {
         for error in [CallError::Lost("x".into()), CallError::Late(Duration::from_secs(1))] {
             let body = failure(error);
             assert!(body.retryable && body.code.exit_code() == 8 && !body.remedy.is_empty());
+        }
+    }
+
+    #[test]
+    fn damaged_events_are_refused_or_others() {
+        let id = Uuid::nil();
+        for event in [
+            MoveEvent::Phase { move_id: id, guest: "g".into(), phase: MovePhase::Copying },
+            MoveEvent::Progress {
+                round: 1,
+                done_bytes: 2,
+                round_bytes: 3,
+                frame_bytes: 4,
+                bandwidth_bytes_per_s: 5,
+            },
+            MoveEvent::Round(Box::default()),
+            MoveEvent::Rehearsed { restore_ms: 1.5 },
+            MoveEvent::Notice { text: "t".into() },
+            MoveEvent::Words(Words { frame: "00".into() }),
+        ] {
+            crate::guest::testing::hostile_json(&event);
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_line_panics(line: Vec<u8>, kind in "[a-z]{0,8}", more in "[ -~]{0,40}") {
+            let _ = parse(&line);
+            let _ = parse(format!("{{\"type\":\"{kind}\",{more}}}").as_bytes());
         }
     }
 }

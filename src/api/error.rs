@@ -78,6 +78,9 @@ pub enum ErrorCode {
     LocalDisk,
     /// The guest was moved to another host.
     MovedAway,
+    /// The guest is where it is to be moved to. Nothing is left to do, so this is no failure to a
+    /// script.
+    AlreadyThere,
     /// Whose the guest is, is not settled.
     InDoubt,
     /// The move did not succeed; the guest runs where it was.
@@ -87,10 +90,11 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
-    /// The exit code that scripts see (`cli.md`: 1 unexpected, 2 usage, 4 refused before
+    /// The exit code that scripts see (0 already so, 1 unexpected, 2 usage, 4 refused before
     /// starting, 5 failed or timed out, 6 in doubt, 7 not found, 8 unreachable, 130 interrupted).
     pub fn exit_code(self) -> u8 {
         match self {
+            Self::AlreadyThere => 0,
             Self::Unexpected => 1,
             Self::Usage => 2,
             Self::Timeout | Self::MoveFailed | Self::Cancelled => 5,

@@ -104,6 +104,9 @@ pub struct MovePlan {
     pub to: HostRef,
     /// Nothing is in the way.
     pub possible: bool,
+    /// It is there already: nothing is to be done.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub already_there: bool,
     /// What is, each with its remedy.
     pub problems: Vec<ErrorBody>,
     /// Memory in use, which is about what must be sent.
@@ -113,12 +116,39 @@ pub struct MovePlan {
     /// Round trip between the daemons.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rtt_ms: Option<f64>,
-    /// Bytes per second that lately got across to that host, if a move did; or an assumption.
+    /// Bytes per second that get across to that host, or as many as the user allows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth_bytes_per_s: Option<u64>,
-    /// How long it would take, if the guest writes little.
+    /// How that rate of the link is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth_basis: Option<BandwidthBasis>,
+    /// Bytes per second that the guest writes to, if that could be measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dirty_bytes_per_s: Option<u64>,
+    /// How long it would take, if an end is in sight.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub predicted_total_ms: Option<f64>,
+    /// How long the guest would stand still, if that can be told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub predicted_downtime_ms: Option<f64>,
+    /// As things are, rounds would not shrink far enough: `--on-stall` would decide.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_end_in_sight: bool,
+    /// What the figures rest on, for people: a sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rests_on: Vec<String>,
+}
+
+/// How the speed of a link is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BandwidthBasis {
+    /// The last move to that host that was not held back.
+    LastMove,
+    /// A sample that was sent for this plan.
+    Probe,
+    /// Nothing is known.
+    Assumed,
 }
 
 /// Moves.

@@ -295,4 +295,18 @@ mod tests {
             assert!(receive_reply(&bytes[..cut]).is_err());
         }
     }
+
+    #[test]
+    fn damaged_documents_are_refused_or_others() {
+        let mut small = netted(true, true);
+        small.definition.cmdline = "x".into();
+        crate::guest::testing::hostile_json(&small);
+        crate::guest::testing::hostile_json(&LaunchReply::Failed(ErrorBody {
+            code: ErrorCode::Busy,
+            message: "m\nn".into(),
+            remedy: "r".into(),
+            retryable: true,
+            guest_state: None,
+        }));
+    }
 }

@@ -5,6 +5,7 @@
 //! |---|---|---|
 //! | `GET /v1/guest` | – | [`GuestInfo`] |
 //! | `GET /v1/cpu` | – | [`GuestCpu`](cpu::GuestCpu): what the guest is shown of a CPU |
+//! | `POST /v1/dirty-rate` | – | [`DirtyRate`]: the guest's writes are watched for half a second |
 //! | `POST /v1/pause` | – | [`GuestInfo`]; pausing a paused guest is fine |
 //! | `POST /v1/resume` | – | [`GuestInfo`] |
 //! | `POST /v1/reset` | – | [`GuestInfo`] |
@@ -64,6 +65,19 @@ pub enum GuestState {
     Crashed,
     /// Its process is gone.
     Stopped,
+}
+
+/// How fast a guest writes to its memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DirtyRate {
+    /// Version of this document.
+    pub schema: u32,
+    /// Bytes per second that become dirty, each page counted once in the time it was watched for.
+    pub bytes_per_s: u64,
+    /// How long it was watched.
+    pub over_ms: u64,
+    /// Memory that was looked at; the rest of a large guest is taken to be like it.
+    pub looked_at_bytes: u64,
 }
 
 /// Everything there is to know of a guest that has a process.

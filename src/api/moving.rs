@@ -272,6 +272,10 @@ pub struct MoveReport {
     /// What a switch was predicted to cost when it was decided.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub predicted_downtime_ms: Option<f64>,
+    /// The parts of that prediction, in milliseconds: stop (and save), memory, state, restore,
+    /// outside (storage and arbiter) and network (round trips).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub predicted_parts_ms: Vec<(String, f64)>,
     /// From the order to stop the guest until the source heard that it runs again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub downtime_ms: Option<f64>,

@@ -221,6 +221,12 @@ pub fn rm(session: &Session, name: &str) -> Done {
             .with_state(state));
         }
         Err(absent) if stopped(&absent) => {}
+        // Its records go; where it went is not forgotten, it stands in the journal.
+        Err(left) if left.0.code == ErrorCode::MovedAway => {
+            if exits::latest(&session.dirs, name).ok().flatten().is_none() {
+                return Err(left);
+            }
+        }
         Err(other) => return Err(other),
     }
     let file = |e: std::io::Error| {

@@ -48,6 +48,8 @@ pub fn help(session: &Session, topic: Option<&str>) -> Done {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn topic(name: &str) -> &'static str {
@@ -102,6 +104,7 @@ mod tests {
             "incompatible",
             "local-disk",
             "moved-away",
+            "already-there",
             "in-doubt",
             "move-failed",
             "cancelled",
@@ -130,6 +133,47 @@ mod tests {
         assert!(keys.len() > 15, "{error}");
         for key in keys {
             assert!(topic("files").contains(key), "{key} is not explained");
+        }
+    }
+
+    /// What users are told of the times is what the program does.
+    #[test]
+    fn every_time_of_a_move_is_the_real_one() {
+        use migrate_engine::handover::source::{LINK_MS, pause_limit};
+        use migrate_engine::handover::target::ORPHAN_MS;
+        use migrate_engine::session::OPENING_MS;
+        use migrate_engine::transport::quic::Settings;
+
+        use crate::api::moving::MoveOptions;
+        use crate::daemon;
+
+        let settings = Settings::default();
+        let ms = Duration::from_millis;
+        let orphan = ms(ORPHAN_MS);
+        assert_eq!(daemon::ORPHAN, orphan, "both are told as one");
+        let usual = MoveOptions::default();
+        let told = [
+            (settings.connect, "a connection to the other host is made"),
+            (daemon::PATIENCE, "the other host's daemon answers"),
+            (daemon::LAUNCH, "the process that is to receive the guest has started"),
+            (ms(OPENING_MS), "the two processes have agreed"),
+            (settings.idle, "a link on which nothing is heard is lost"),
+            (ms(LINK_MS), "a guest that is still copied is not waited for"),
+            (orphan, "a receiver whose source does not come"),
+            (ms(pause_limit(0, 0)), "or four times --max-downtime"),
+            (daemon::LATER, "between two tries to settle"),
+            (ms(usual.max_downtime_ms), "longest predicted time for which it may stand still"),
+            (ms(usual.timeout_ms), "the copy gives up after this long"),
+        ];
+        assert_eq!(pause_limit(1000, 0), 4000);
+        for (time, what) in told {
+            let line = topic("moving").lines().find(|line| line.contains(what));
+            let line = line.unwrap_or_else(|| panic!("'{what}' is not in the topic"));
+            let words = line.split_once(what).unwrap().0.replace("--max-downtime", "");
+            let words = words.replace("--timeout", "").replace("after that", "");
+            let number = words.trim().replace(' ', "");
+            let found = crate::config::parse_duration(&number);
+            assert_eq!(found, Ok(time), "{line}");
         }
     }
 }

@@ -33,7 +33,11 @@ impl Output {
     pub fn result(self, document: &impl Serialize, words: &str) -> Result<(), Failure> {
         if self.json {
             let line = serde_json::to_string(document).map_err(|e| {
-                Failure::new(ErrorCode::Unexpected, format!("cannot write JSON: {e}"), "")
+                Failure::new(
+                    ErrorCode::Unexpected,
+                    format!("cannot write JSON: {e}"),
+                    "try it without --json",
+                )
             })?;
             return self.print(&line);
         }

@@ -175,7 +175,7 @@ fn launch_new(
             let state = client.info(LOOK_DEADLINE).map(|info| info.state);
             return Err(state.map_or(failure.clone(), |state| failure.with_state(state)));
         }
-        Err(absent) if absent.0.code == ErrorCode::NotFound => {}
+        Err(absent) if matches!(absent.0.code, ErrorCode::NotFound | ErrorCode::MovedAway) => {}
         Err(other) => return Err(other),
     }
     launch(spec, load, session.global.timeout.or(deadline))

@@ -25,7 +25,11 @@ pub fn daemon(session: &Session, args: &DaemonArgs) -> Done {
     if args.end_with_parent {
         let bound = prctl::set_pdeathsig(Signal::SIGTERM);
         bound.map_err(|e| {
-            Failure::new(ErrorCode::Unexpected, format!("cannot follow the caller: {e}"), "")
+            Failure::new(
+                ErrorCode::Unexpected,
+                format!("cannot follow the caller: {e}"),
+                "try again",
+            )
         })?;
     }
     daemon::run(&session.dirs)?;

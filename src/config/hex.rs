@@ -34,4 +34,17 @@ mod tests {
             assert_eq!(decode(bad), None, "{bad}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn bytes_have_one_spelling(bytes: Vec<u8>, text: String) {
+            let digits = encode(&bytes);
+            proptest::prop_assert_eq!(decode(&digits), Some(bytes));
+            for text in [text, digits] {
+                if let Some(read) = decode(&text) {
+                    proptest::prop_assert_eq!(encode(&read), text);
+                }
+            }
+        }
+    }
 }

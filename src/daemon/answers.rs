@@ -14,7 +14,7 @@ use migrate_engine::transport::quic::{Accepted, HostEndpoint, Session};
 use tokio::sync::{Notify, Semaphore};
 
 use super::identity::{Known, now};
-use super::peer::{Answer, Question, Reply, Request, VERSIONS, decode};
+use super::peer::{Answer, PATHS_MAX, Question, Reply, Request, VERSIONS, decode};
 use super::peers::send;
 use super::{Daemon, check};
 use crate::api::moving::HostRef;
@@ -337,6 +337,13 @@ impl Daemon {
                 let daemon = Arc::clone(self);
                 tokio::spawn(async move { daemon.spread().await });
                 Ok(Answer::Removed(removal))
+            }
+            Request::Paths { mut paths } => {
+                paths.truncate(PATHS_MAX);
+                // Storage that hangs keeps nobody else waiting.
+                let look = tokio::task::spawn_blocking(move || super::inbound::absent(paths));
+                let absent = look.await.map_err(|e| super::unexpected("looking at paths", &e))?;
+                Ok(Answer::Absent(absent))
             }
             Request::Probe(probe) => check::listen(self, (name, address), &probe).await,
             Request::ProbeBack => Ok(Answer::Tried(Box::new(check::try_back(self, name).await))),

@@ -1,5 +1,11 @@
 //! What is well and what is not between this host and another, in both directions, each with its
 //! remedy. Ports are tried with certificates made for that, as a move has them.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`paths`] | whether the files that guests here need are there |
+
+mod paths;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, PoisonError};
@@ -64,6 +70,7 @@ pub async fn check(daemon: &Arc<Daemon>, host: &str) -> Result<HostCheck, Failur
         Ok(told) => {
             answered(&told, asked, &mut lines);
             lines.push(super::cpu::check(daemon, host).await);
+            lines.push(paths::check(daemon, host).await);
             match try_ports(daemon, host).await {
                 Ok(found) => path("data from here", &found, &mut lines),
                 Err(failure) => lines.push(failed("data from here", &failure.0)),
@@ -306,25 +313,8 @@ pub async fn try_back(daemon: &Arc<Daemon>, name: &HostName) -> Tried {
 /// Tries the data ports of a host from here.
 async fn try_ports(daemon: &Arc<Daemon>, host: &str) -> Result<Path, Failure> {
     let mut found = Path::default();
-    let local = daemon.config.migration_address;
     for part in 0..PARTS {
-        let own = Ephemeral::generate().map_err(|e| unexpected("a certificate", &e))?;
-        let known = peers::resolve(&daemon.known(host)?.address).await?;
-        let payload = path_payload(known, local).unwrap_or(Settings::default().payload);
-        let fingerprint = own.fingerprint().to_string();
-        let request = Request::Probe(Probe { fingerprint, payload, part });
-        let told = daemon.ask(host, request).await?;
-        let Answer::Probing(there) = told.answer else {
-            return Err(unexpected("the other daemon", &"it answered something else"));
-        };
-        let ip = told.address.ip();
-        let sample = (part == 0).then_some(SAMPLE);
-        let work = move || {
-            let runtime = runtime().map_err(|e| unexpected("trying ports", &e))?;
-            runtime.block_on(try_part(ip, local, own, there, sample))
-        };
-        let tried = tokio::task::spawn_blocking(work).await;
-        let tried = tried.map_err(|e| unexpected("trying ports", &e))??;
+        let tried = try_some(daemon, host, part, (part == 0).then_some(SAMPLE)).await?;
         found.open.extend(tried.open);
         found.closed.extend(tried.closed);
         found.busy.extend(tried.busy);
@@ -335,6 +325,42 @@ async fn try_ports(daemon: &Arc<Daemon>, host: &str) -> Result<Path, Failure> {
         }
     }
     Ok(found)
+}
+
+/// Bytes per second that get across to a host on one connection, by a sample of half a second.
+/// `None`: no data port answered.
+///
+/// # Errors
+/// The host cannot be asked, or somebody tries its ports already.
+pub async fn sample(daemon: &Arc<Daemon>, host: &str) -> Result<Option<u64>, Failure> {
+    let found = try_some(daemon, host, 0, Some(SAMPLE)).await?;
+    Ok(Some(found.bytes_per_s).filter(|rate| *rate > 0))
+}
+
+/// Tries a part of the data ports of a host from here.
+async fn try_some(
+    daemon: &Arc<Daemon>,
+    host: &str,
+    part: u8,
+    sample: Option<Duration>,
+) -> Result<Path, Failure> {
+    let local = daemon.config.migration_address;
+    let own = Ephemeral::generate().map_err(|e| unexpected("a certificate", &e))?;
+    let known = peers::resolve(&daemon.known(host)?.address).await?;
+    let payload = path_payload(known, local).unwrap_or(Settings::default().payload);
+    let fingerprint = own.fingerprint().to_string();
+    let request = Request::Probe(Probe { fingerprint, payload, part });
+    let told = daemon.ask(host, request).await?;
+    let Answer::Probing(there) = told.answer else {
+        return Err(unexpected("the other daemon", &"it answered something else"));
+    };
+    let ip = told.address.ip();
+    let work = move || {
+        let runtime = runtime().map_err(|e| unexpected("trying ports", &e))?;
+        runtime.block_on(try_part(ip, local, own, there, sample))
+    };
+    let tried = tokio::task::spawn_blocking(work).await;
+    tried.map_err(|e| unexpected("trying ports", &e))?
 }
 
 /// Tries the ports that wait: all at once, then the first again with a sample.

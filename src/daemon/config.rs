@@ -149,4 +149,23 @@ mod tests {
             assert!(Config::parse(bad).is_err(), "{bad}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_refused_or_read(
+            text: String, value in "[ -~]{0,24}", first: u16, last: u16,
+        ) {
+            let _ = Config::parse(&text);
+            for key in ["name", "listen", "advertise", "data_ports", "migration_address"] {
+                let _ = Config::parse(&format!("{key} = {value:?}"));
+            }
+            for key in ["memory", "host_memory", "vcpus", "guests"] {
+                let _ = Config::parse(&format!("[limits]\n{key} = {value:?}"));
+                let _ = Config::parse(&format!("[limits]\n{key} = {value}"));
+            }
+            let range = Config::parse(&format!("data_ports = \"{first}-{last}\""));
+            let fine = 0 < first && first <= last;
+            proptest::prop_assert_eq!(range.ok().map(|c| c.data_ports), fine.then_some(first..=last));
+        }
+    }
 }

@@ -1,8 +1,8 @@
 //! Reports of moves, a file each, kept 90 days on both hosts after success and failure.
 
 use std::fs;
-use std::io;
-use std::path::PathBuf;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use uuid::Uuid;
@@ -34,8 +34,13 @@ pub fn keep(dirs: &Dirs, report: &MoveReport) {
         }
         fs::create_dir_all(dir(dirs))?;
         let fresh = path(dirs, report.move_id).with_extension("new");
-        fs::write(&fresh, bytes)?;
-        fs::rename(&fresh, path(dirs, report.move_id))
+        let written =
+            fs::write(&fresh, bytes).and_then(|()| fs::rename(&fresh, path(dirs, report.move_id)));
+        if written.is_err() {
+            // On a full disk a part of a report would only be in the way.
+            let _ = fs::remove_file(&fresh);
+        }
+        written
     });
     if let Err(error) = kept {
         tracing::error!(%error, MOVE = %report.move_id, "a report was not kept");
@@ -89,7 +94,18 @@ fn acceptable(
 /// # Errors
 /// `NotFound` if there is none; a damaged one.
 pub fn read(dirs: &Dirs, id: Uuid) -> io::Result<MoveReport> {
-    serde_json::from_slice(&fs::read(path(dirs, id))?).map_err(io::Error::other)
+    read_at(&path(dirs, id))
+}
+
+fn read_at(path: &Path) -> io::Result<MoveReport> {
+    let mut bytes = Vec::new();
+    // One more than is kept: a longer file is no report of ours.
+    let most = REPORT_MAX as u64 + 1;
+    fs::File::open(path)?.take(most).read_to_end(&mut bytes)?;
+    if bytes.len() > REPORT_MAX {
+        return Err(io::Error::other("it is longer than any report"));
+    }
+    serde_json::from_slice(&bytes).map_err(io::Error::other)
 }
 
 /// Reports, latest first; only of `guest` if there is one.
@@ -98,7 +114,9 @@ pub fn list(dirs: &Dirs, guest: Option<&str>, limit: usize) -> Vec<MoveReport> {
     let mut found: Vec<MoveReport> = entries
         .flatten()
         .take(LISTED)
-        .filter_map(|e| serde_json::from_slice(&fs::read(e.path()).ok()?).ok())
+        .map(|e| e.path())
+        .filter(|path| path.extension().is_some_and(|e| e == "json"))
+        .filter_map(|path| read_at(&path).ok())
         .filter(|r: &MoveReport| guest.is_none_or(|g| r.guest == g || r.uuid.to_string() == g))
         .collect();
     found.sort_by_key(|r| std::cmp::Reverse(r.started));
@@ -156,5 +174,37 @@ mod tests {
         assert!(acceptable(&own, None, &source, here.id).is_err(), "our own move");
         let odd = MoveReport { guest: "../x".into(), ..ended };
         assert!(acceptable(&odd, None, &source, here.id).is_err());
+    }
+
+    #[test]
+    fn only_whole_reports_of_a_possible_length_are_read() {
+        let home = tempfile::tempdir().unwrap();
+        let dirs = Dirs::below(home.path());
+        let host = |n: u128| HostRef { id: Uuid::from_u128(n), name: format!("h{n}") };
+        let about = About {
+            move_id: Uuid::from_u128(9),
+            guest: "g".into(),
+            uuid: Uuid::from_u128(7),
+            from: host(1),
+            to: host(2),
+            started: jiff::Timestamp::UNIX_EPOCH,
+            options: MoveOptions::default(),
+            memory_bytes: 1,
+        };
+        let report = about.blank(MovePhase::Copying);
+        crate::guest::testing::hostile_json(&report);
+        keep(&dirs, &report);
+        assert_eq!(read(&dirs, report.move_id).unwrap(), report);
+        // One that was not finished, and one that goes on for ever: a report, then spaces.
+        let good = fs::read(path(&dirs, report.move_id)).unwrap();
+        fs::write(path(&dirs, Uuid::from_u128(1)).with_extension("new"), &good).unwrap();
+        fs::write(path(&dirs, Uuid::from_u128(2)), &good[..good.len() / 2]).unwrap();
+        fs::write(path(&dirs, Uuid::from_u128(3)), &good).unwrap();
+        let mut long =
+            fs::File::options().append(true).open(path(&dirs, Uuid::from_u128(3))).unwrap();
+        io::Write::write_all(&mut long, &vec![b' '; REPORT_MAX]).unwrap();
+        assert!(read(&dirs, Uuid::from_u128(2)).is_err());
+        assert!(read(&dirs, Uuid::from_u128(3)).is_err());
+        assert_eq!(list(&dirs, None, 10), [report]);
     }
 }

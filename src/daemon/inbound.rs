@@ -13,6 +13,7 @@ pub mod facts;
 pub mod room;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::Child;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use migrate_engine::handover::journal::Record as Step;
 use migrate_engine::transport::identity::Ephemeral;
+use tokio::sync::Notify;
 use tracing::Instrument;
 use uuid::Uuid;
 
@@ -43,27 +45,48 @@ use crate::logging;
 pub use facts::memory;
 
 /// How long a receiver waits for its source.
-const ORPHAN: Duration = Duration::from_mins(1);
+pub const ORPHAN: Duration = Duration::from_mins(1);
 /// How long a receiver may take to start, and a guest that arrived to be on file.
-const LAUNCH: Duration = Duration::from_secs(30);
+pub const LAUNCH: Duration = Duration::from_secs(30);
 /// Most data lanes.
 const LANES: u8 = 8;
 /// How long a guest that comes back waits for the process that it left, and between two looks.
 const LEAVING: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
+/// How long an attempt that its source has given up may take to be gone.
+const GIVEN_UP: Duration = Duration::from_secs(5);
+
 /// Guests that are expected, by attempt.
 #[derive(Debug)]
-pub struct Inbound(Mutex<Room>);
+pub struct Inbound {
+    room: Mutex<Room>,
+    /// A promise is over.
+    released: Notify,
+}
 
 impl Inbound {
     /// Of a host with these limits.
     pub fn new(limits: Limits) -> Self {
-        Self(Mutex::new(Room::new(limits)))
+        Self { room: Mutex::new(Room::new(limits)), released: Notify::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Room> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.room.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until nothing is promised to `attempt`, but not for long. Says whether that came.
+    async fn gone(&self, attempt: Uuid) -> bool {
+        let wait = async {
+            loop {
+                let released = self.released.notified();
+                if !self.lock().holds(attempt) {
+                    return;
+                }
+                released.await;
+            }
+        };
+        tokio::time::timeout(GIVEN_UP, wait).await.is_ok()
     }
 
     /// Memory promised to guests that are expected.
@@ -91,24 +114,31 @@ pub struct Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         self.daemon.inbound.lock().release(self.attempt);
+        self.daemon.inbound.released.notify_waiters();
     }
 }
 
-/// What the destination has not, that the guest needs.
-fn missing(definition: &GuestDefinition) -> Vec<Failure> {
+/// Everything that the destination has not, and the guest needs.
+fn missing(definition: &GuestDefinition) -> Option<Failure> {
     let files = [("kernel", &definition.kernel), ("initial RAM disk", &definition.initrd)];
     let files = files.into_iter().filter_map(|(what, path)| Some((what, path.as_ref()?)));
     let kind = |shared| if shared { "shared disk" } else { "disk" };
     let disks = definition.disks.iter().map(|disk| (kind(disk.shared), &disk.path));
     let absent = files.chain(disks).filter(|(_, path)| !path.exists());
-    let failure = |(what, path): (&str, &std::path::PathBuf)| {
-        Failure::new(
-            ErrorCode::Incompatible,
-            format!("the destination has not the guest's {what} {}", path.display()),
-            "make it reachable there at the same path",
-        )
+    let absent: Vec<String> =
+        absent.map(|(what, path)| format!("{what} {}", path.display())).collect();
+    let remedy = match absent[..] {
+        [] => return None,
+        [_] => "make it reachable there at the same path",
+        _ => "make them reachable there at the same paths",
     };
-    absent.map(failure).collect()
+    let message = format!("the destination has not the guest's {}", absent.join(", nor its "));
+    Some(Failure::new(ErrorCode::Incompatible, message, remedy))
+}
+
+/// Whether these paths are nowhere here, in the order in which they were asked for.
+pub fn absent(paths: Vec<PathBuf>) -> Vec<PathBuf> {
+    paths.into_iter().filter(|path| !path.exists()).collect()
 }
 
 impl Daemon {
@@ -120,7 +150,7 @@ impl Daemon {
         };
         crate::config::check_name(&definition.name).map_err(bad)?;
         self.dirs.check_socket_paths(&definition.name)?;
-        missing(definition).into_iter().next().map_or(Ok(()), Err)
+        missing(definition).map_or(Ok(()), Err)
     }
 
     /// The host as it is now. `wanted` ports are looked for.
@@ -158,6 +188,19 @@ impl Daemon {
         }
     }
 
+    /// An attempt before this one that its source has given up is ended, and waited for. Nothing
+    /// is taken from it: its process decides whether it can be, by its journal.
+    async fn let_go(&self, attempt: Uuid, claim: &Claim) {
+        let Some(before) = self.inbound.lock().left_behind(attempt, claim) else { return };
+        let record = journal::read(&self.dirs.journal(&claim.uuid)).ok().flatten();
+        if matches!(record.as_ref().and_then(|r| r.ledger.now()), Some(Step::Owner { .. })) {
+            // It has come: what is promised to it is about to be its own.
+            self.inbound.gone(before).await;
+            return;
+        }
+        self.abandon(before).await;
+    }
+
     /// Reserves room and starts a receiver, or only looks.
     pub(super) async fn prepare(
         self: &Arc<Self>,
@@ -171,7 +214,10 @@ impl Daemon {
         }
         self.let_end(definition).await;
         let wanted = usize::from((*lanes).clamp(1, LANES)) + 1;
-        let claim = Claim::of(*move_id, definition, wanted);
+        let claim = Claim::of(*move_id, from.id, definition, wanted);
+        if !*dry_run {
+            self.let_go(*attempt, &claim).await;
+        }
         let host = self.host_now(wanted);
         let room_bytes = self.inbound.lock().left(&host);
         if *dry_run {
@@ -260,7 +306,8 @@ impl Daemon {
         Ok((Listening { ports, fingerprint }, child))
     }
 
-    /// The source's side says that a guest will not come.
+    /// The source's side says that a guest will not come. Answers when nothing of the attempt is
+    /// left, or it takes too long.
     pub(super) async fn abandon(&self, attempt: Uuid) {
         let name = {
             let mut room = self.inbound.lock();
@@ -269,6 +316,9 @@ impl Daemon {
             claim.name.clone()
         };
         self.cancel_receiver(&name).await;
+        if !self.inbound.gone(attempt).await {
+            tracing::warn!(GUEST = name, "an attempt that was given up is not gone yet");
+        }
     }
 
     async fn cancel_receiver(&self, guest: &str) {
@@ -280,7 +330,7 @@ impl Daemon {
     /// A guest that was arriving when a former daemon ended has its promise again. There is room
     /// for it: it is here already.
     pub(super) fn promise_again(self: &Arc<Self>, open: &Open, pid: u32) -> Reservation {
-        let claim = Claim::of(open.about.move_id, &open.definition, 0);
+        let claim = Claim::of(open.about.move_id, open.about.from.id, &open.definition, 0);
         self.inbound.lock().hold(open.attempt, claim, pid);
         Reservation { daemon: Arc::clone(self), attempt: open.attempt }
     }

@@ -59,6 +59,10 @@ use crate::guest::facts::VERSION;
 use crate::guest::lockfile::LockFile;
 use config::Config;
 use identity::{Files, Identity};
+// Users are told of these: migrate help moving.
+pub use inbound::{LAUNCH, ORPHAN};
+pub use keeper::LATER;
+pub use peers::PATIENCE;
 
 /// Time between two looks at the certificate's age.
 const RENEWAL_LOOK: Duration = Duration::from_hours(1);

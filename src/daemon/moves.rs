@@ -7,8 +7,10 @@
 //! | [`follow`] | hears a guest process, and carries its words |
 //! | [`record`] | what a restarted daemon must know of moves that have not ended |
 //! | [`plan`] | what a move would be like |
+//! | [`forecast`] | how long it would take, and on what that rests |
 
 pub mod follow;
+mod forecast;
 pub mod outbound;
 mod outbox;
 pub mod plan;
@@ -220,8 +222,12 @@ impl Daemon {
         if let Err(error) = record::keep(&self.dirs, open) {
             let failure = Failure::new(
                 ErrorCode::File,
-                format!("the move cannot be put on record, so it was not begun: {error}"),
-                "make room in the state directory, and check that it is writable",
+                format!(
+                    "the move cannot be put on record on {} in {}, so it was not begun: {error}",
+                    self.host_ref().name,
+                    self.dirs.state.display(),
+                ),
+                "make room in that directory, and see that it can be written",
             );
             let failed = outbound::failed(&open.about, failure.clone());
             self.moves.end(&failed);

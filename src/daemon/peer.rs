@@ -4,6 +4,8 @@
 //! The document of a request names the versions that its sender speaks; the answer is in the best
 //! one that both know, or says that there is none.
 
+use std::path::PathBuf;
+
 use migrate_engine::transport::identity::{HostName, Removal, Right, Rights};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -21,6 +23,8 @@ use crate::config::GuestDefinition;
 pub const VERSIONS: &[u16] = &[1];
 /// Longest document, in bytes.
 pub const DOCUMENT_MAX: usize = 4 << 20;
+/// Most paths that are looked at in one request.
+pub const PATHS_MAX: usize = 4096;
 
 /// A request with who asks.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -80,6 +84,11 @@ pub enum Request {
     Remove {
         /// The host.
         host: HostName,
+    },
+    /// Which of these paths, that guests of the host that asks have, are nowhere on yours?
+    Paths {
+        /// The paths; at most [`PATHS_MAX`] are looked at.
+        paths: Vec<PathBuf>,
     },
     /// Open the data ports for a moment, so that they can be tried.
     Probe(Probe),
@@ -211,6 +220,8 @@ pub enum Answer {
     Gossip(Box<Gossip>),
     /// To [`Request::Remove`]: the CA's word.
     Removed(Removal),
+    /// To [`Request::Paths`]: those that are not there.
+    Absent(Vec<PathBuf>),
     /// To [`Request::Probe`].
     Probing(Probing),
     /// To [`Request::ProbeBack`].
@@ -253,7 +264,7 @@ impl Request {
     pub fn needs(&self) -> Option<&'static [Right]> {
         match self {
             Self::Info | Self::Cpu | Self::Gossip(_) => Some(&[Right::Observe]),
-            Self::Prepare(_) | Self::Abandon { .. } => Some(&[Right::Send]),
+            Self::Prepare(_) | Self::Abandon { .. } | Self::Paths { .. } => Some(&[Right::Send]),
             // They go both ways, whichever side the guest is on.
             Self::Words { .. }
             | Self::ProcessGone { .. }

@@ -2,6 +2,7 @@
 //!
 //! | | running | paused | crashed | stopping | saving |
 //! |---|---|---|---|---|---|
+//! | measure writes | measure | measure | refuse | busy | busy |
 //! | pause | pause | – | refuse | busy | busy |
 //! | resume | – | resume | refuse | busy | busy |
 //! | reset | rebuild, run | rebuild, stay paused | rebuild, run | busy | busy |
@@ -16,7 +17,7 @@
 //! | deadline | – | – | – | end | – |
 //! | move | begin | begin | refuse | busy | busy |
 //!
-//! While a guest is being moved and still here, pause, resume, save and another move are busy;
+//! While a guest is being moved and still here, measuring, pause, resume, save and another move are busy;
 //! whatever resets, stops or ends it ends the move first. While it is being handed over it is
 //! with the move: everything but a look is busy, and SIGTERM waits for the outcome. A guest that
 //! another host has a better right to is held for an operator, and can only be ended.
@@ -53,6 +54,8 @@ pub enum Phase {
 pub enum Input {
     /// Asked by a client: facts.
     Info,
+    /// Asked by the daemon: how fast it writes to its memory.
+    Measure,
     /// Asked by a client.
     Pause,
     /// Asked by a client.
@@ -112,6 +115,8 @@ pub struct Policy {
 pub enum Action {
     /// Answer with the facts as they are.
     Answer,
+    /// Watch its writes for a moment.
+    Measure,
     /// Stop the vCPUs.
     Pause,
     /// Let the vCPUs run.
@@ -255,9 +260,12 @@ pub fn decide(phase: Phase, input: Input, policy: Policy) -> Action {
 
 fn normally(running: bool, asked: &Input, policy: Policy) -> Action {
     match *asked {
-        Input::Pause | Input::Resume | Input::Save { .. } | Input::Move if policy.moving => {
+        Input::Measure | Input::Pause | Input::Resume | Input::Save { .. } | Input::Move
+            if policy.moving =>
+        {
             Action::Refuse(MOVING)
         }
+        Input::Measure => Action::Measure,
         Input::Move if policy.bound_to_caller => Action::Refuse(BOUND),
         Input::Move => Action::Move,
         Input::Pause if running => Action::Pause,
@@ -343,6 +351,7 @@ mod tests {
     fn word(action: &Action) -> &'static str {
         match action {
             Action::Answer => "answer",
+            Action::Measure => "measure",
             Action::Pause => "pause",
             Action::Resume => "resume",
             Action::Rebuild { run: true, crashed: true } => "restart",
@@ -392,6 +401,7 @@ mod tests {
         let table: Vec<(Input, [&str; 5])> = vec![
             // while:                        running       paused        crashed       stopping      saving
             (Input::Info,                   ["answer",      "answer",     "answer",     "answer",     "answer"]),
+            (Input::Measure,                ["measure",     "measure",    "crashed",    "busy",       "busy"]),
             (Input::Pause,                  ["pause",       "answer",     "crashed",    "busy",       "busy"]),
             (Input::Resume,                 ["answer",      "resume",     "crashed",    "busy",       "busy"]),
             (Input::Reset,                  ["rebuild+run", "rebuild",    "rebuild+run","busy",       "busy"]),
@@ -423,8 +433,13 @@ mod tests {
         check(POLICY, &Input::MoveCancel, ["not moving"; 5]);
         check(POLICY, &Input::MoveFeed, ["feed"; 5]);
         let moving = Policy { moving: true, ..POLICY };
-        for input in [Input::Pause, Input::Resume, Input::Save { keep_running: false }, Input::Move]
-        {
+        for input in [
+            Input::Measure,
+            Input::Pause,
+            Input::Resume,
+            Input::Save { keep_running: false },
+            Input::Move,
+        ] {
             check(moving, &input, ["busy", "busy", "crashed", "busy", "busy"]);
         }
         check(moving, &Input::MoveCancel, ["cancel"; 5]);

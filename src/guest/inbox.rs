@@ -24,7 +24,7 @@ use super::moving::lease::Lease;
 use super::save::Done;
 use crate::api::cpu::GuestCpu;
 use crate::api::moving::MoveStart;
-use crate::api::{Failure, GuestInfo, SaveResult, StopResult};
+use crate::api::{DirtyRate, Failure, GuestInfo, SaveResult, StopResult};
 
 /// A client's wish.
 #[derive(Debug)]
@@ -33,6 +33,8 @@ pub enum Command {
     Info,
     /// `GET cpu`.
     Cpu,
+    /// `POST dirty-rate`.
+    DirtyRate,
     /// `POST pause`.
     Pause,
     /// `POST resume`.
@@ -72,6 +74,7 @@ impl Command {
     pub fn input(&self) -> Input {
         match self {
             Self::Info | Self::Cpu => Input::Info,
+            Self::DirtyRate => Input::Measure,
             Self::Pause => Input::Pause,
             Self::Resume => Input::Resume,
             Self::Reset => Input::Reset,
@@ -93,6 +96,8 @@ pub enum Answer {
     Info(Box<GuestInfo>),
     /// The CPU it is shown.
     Cpu(Box<GuestCpu>),
+    /// How fast it writes.
+    DirtyRate(DirtyRate),
     /// How it ended.
     Stop(StopResult),
     /// What was saved.

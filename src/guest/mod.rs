@@ -14,6 +14,7 @@ pub mod load;
 pub mod lockfile;
 pub mod log;
 pub mod machine;
+mod measure;
 pub mod moving;
 pub mod owner;
 pub mod peer;

@@ -23,6 +23,7 @@ use super::inbox::{Answer, Command, Event, Inbox, Reply, Request, Sources};
 use super::journal::SharedJournal;
 use super::journal::record::{Record, State as Term};
 use super::machine::{Controls, MakeMachine, PausedMachine, RamFile, RunningMachine};
+use super::measure::Measuring;
 use super::moving::departure::UnderWay;
 use super::moving::feed::Feed;
 use super::save::{Done, SavedDisk};
@@ -108,6 +109,8 @@ pub struct Owner<M: MakeMachine> {
     last_feed: Option<Feed>,
     /// The thread of the last move, which has some last words.
     mover: Option<JoinHandle<()>>,
+    /// Its writes are watched just now.
+    measuring: Option<Measuring>,
     /// It has not run here yet, but elsewhere or earlier: the network must hear of it.
     arrived: bool,
 }
@@ -240,22 +243,22 @@ impl<M: MakeMachine> Owner<M> {
             moving: None,
             last_feed: parts.last_feed,
             mover: parts.mover,
+            measuring: None,
             arrived,
         })
     }
 
-    /// Records the right to run, here and beside the shared disks, and lets the machine `run` for
-    /// the first time.
+    /// Writes the right to run beside the shared disks and into the journal, in this order (see
+    /// [`gate`](migrate_engine::handover::gate)), and lets the machine `run` for the first time.
     ///
     /// # Errors
     /// The record cannot be written, or the machine cannot run. It never ran then.
     pub fn begin(&mut self, record: Record, run: bool) -> Result<(), Failure> {
-        let right = record.ledger.owned();
-        self.journal.record(record)?;
-        if let Some(right) = right {
+        if let Some(right) = record.ledger.owned() {
             let stamped = self.disk_set.stamp_owner(right).map_err(DiskSetError::from);
             stamped.map_err(|e| e.failure())?;
         }
+        self.journal.record(record)?;
         if !run {
             return Ok(());
         }
@@ -379,6 +382,7 @@ impl<M: MakeMachine> Owner<M> {
     /// Gives up everything, the machine first.
     fn finish(mut self, ending: Ending) -> Ended {
         let mut farewells: Vec<_> = ending.farewell.into_iter().collect();
+        self.stop_measuring();
         self.finish_move(ending.detail.as_deref().unwrap_or("the guest has ended"));
         self.handles = None;
         if let State::Saving(save) = std::mem::replace(&mut self.state, State::Gone) {

@@ -143,6 +143,7 @@ fn router<P: PausedMachine>(app: App<P>) -> Router {
     Router::new()
         .route("/v1/guest", get(|s| simple(s, Command::Info)))
         .route("/v1/cpu", get(|s| simple(s, Command::Cpu)))
+        .route("/v1/dirty-rate", post(|s| simple(s, Command::DirtyRate)))
         .route("/v1/pause", post(|s| simple(s, Command::Pause)))
         .route("/v1/resume", post(|s| simple(s, Command::Resume)))
         .route("/v1/reset", post(|s| simple(s, Command::Reset)))
@@ -174,6 +175,7 @@ async fn ask<P: PausedMachine>(app: &App<P>, command: Command) -> Answered {
     Ok(match answer {
         Answer::Info(info) => Json(info).into_response(),
         Answer::Cpu(cpu) => Json(cpu).into_response(),
+        Answer::DirtyRate(rate) => Json(rate).into_response(),
         Answer::Stop(result) => Json(result).into_response(),
         Answer::Save(result) => Json(result).into_response(),
         Answer::Done => Json(serde_json::json!({ "schema": 1 })).into_response(),

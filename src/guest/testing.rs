@@ -1,6 +1,42 @@
 //! What several tests need.
 
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
 use crate::config::{GuestDefinition, OnCrash, OnHostStop};
+
+/// A document as others may write it: no part of `good` is taken for the whole, changed bytes are
+/// refused or read, never a panic, and whatever was read can be written and read again.
+pub fn hostile_json<T: Serialize + DeserializeOwned>(good: &T) {
+    let good = serde_json::to_vec(good).unwrap();
+    assert!(serde_json::from_slice::<T>(&good).is_ok());
+    for cut in 0..good.len() {
+        assert!(serde_json::from_slice::<T>(&good[..cut]).is_err(), "cut at {cut}");
+    }
+    // Digits and what JSON is made of more often than others: they change numbers and structure.
+    let byte = prop_oneof![any::<u8>(), prop::sample::select(&b"0123456789-.e\"\\[]{},:nt"[..])];
+    let changes = prop::collection::vec((any::<prop::sample::Index>(), byte), 1..5);
+    let strategy = (changes, prop::collection::vec(any::<u8>(), 0..64));
+    let tried = TestRunner::default().run(&strategy, |(changes, noise)| {
+        let mut bad = good.clone();
+        for (at, value) in changes {
+            let at = at.index(bad.len());
+            bad[at] = value;
+        }
+        for bytes in [bad, noise] {
+            if let Ok(read) = serde_json::from_slice::<T>(&bytes) {
+                let again = serde_json::to_vec(&read).unwrap();
+                prop_assert!(serde_json::from_slice::<T>(&again).is_ok());
+            }
+        }
+        Ok(())
+    });
+    if let Err(failure) = tried {
+        panic!("{failure}");
+    }
+}
 
 /// The smallest guest.
 pub fn definition(name: &str) -> GuestDefinition {

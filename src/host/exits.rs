@@ -186,4 +186,9 @@ mod tests {
         assert!(dirs.guest_log("runs").exists());
         assert_eq!(files(&dirs.exits()).unwrap(), Vec::<PathBuf>::new());
     }
+
+    #[test]
+    fn a_damaged_record_is_refused_or_another_one() {
+        crate::guest::testing::hostile_json(&record("one", 3, "2026-01-02T00:00:00Z"));
+    }
 }

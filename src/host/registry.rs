@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::time::{Duration, Instant, SystemTime};
 
+use migrate_engine::handover::journal::Record as Step;
 use serde::Serialize;
 
 use super::exits;
@@ -12,6 +13,7 @@ use super::leftover::{self, Life};
 use crate::api::client::{CallError, GuestClient, runtime};
 use crate::api::{ErrorCode, ExitHow, ExitRecord, Failure, GuestInfo, GuestState};
 use crate::config::{Dirs, check_name};
+use crate::guest::journal::{self, record::Record};
 
 /// How long `ls` waits for each guest process.
 const LIST_DEADLINE: Duration = Duration::from_secs(2);
@@ -155,7 +157,8 @@ fn silent(dirs: &Dirs, client: &GuestClient, error: &CallError) -> Option<Entry>
 /// Finds the guest `name`, which must have a process.
 ///
 /// # Errors
-/// `usage` for a malformed name; `not-found` with what is known of its end.
+/// `usage` for a malformed name; `moved-away` with where it went; else `not-found` with what is
+/// known of its end.
 pub fn locate(dirs: &Dirs, name: &str) -> Result<GuestClient, Failure> {
     check_name(name)
         .map_err(|e| Failure::new(ErrorCode::Usage, e, "see the guests there are: migrate ls"))?;
@@ -168,7 +171,33 @@ pub fn locate(dirs: &Dirs, name: &str) -> Result<GuestClient, Failure> {
         Life::Absent => {}
     }
     let ended = exits::latest(dirs, name).map_err(|e| unreadable(dirs, &e))?;
-    Err(absent(dirs, name, ended.as_ref()))
+    let left = left(dirs, name, ended.as_ref());
+    Err(left.map_or_else(|| absent(dirs, name, ended.as_ref()), |record| moved_away(name, &record)))
+}
+
+/// The journal of the guest that was called `name` here, if that guest has left this host.
+fn left(dirs: &Dirs, name: &str, ended: Option<&ExitRecord>) -> Option<Record> {
+    let read = |uuid: &uuid::Uuid| journal::read(&dirs.journal(uuid)).ok().flatten();
+    let gone = |record: &Record| {
+        let now = record.ledger.now();
+        record.name == name && matches!(now, Some(Step::Ceded(_) | Step::Moved(_)))
+    };
+    // The latest of that name is meant. Records of ends are kept for a shorter time than journals.
+    if let Some(ended) = ended {
+        return read(&ended.uuid).filter(gone);
+    }
+    let entries = fs::read_dir(dirs.state.join("journal")).ok()?;
+    let guests = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
+    guests.filter_map(|uuid| read(&uuid)).filter(gone).max_by_key(|record| record.since)
+}
+
+fn moved_away(name: &str, record: &Record) -> Failure {
+    let to = record.peer.as_deref().unwrap_or("another host");
+    Failure::new(
+        ErrorCode::MovedAway,
+        format!("guest '{name}' is not here: it was moved to {to} at {:.0}", record.since),
+        format!("use it there, on {to}: migrate show {name}; how it went: migrate report {name}"),
+    )
 }
 
 fn absent(dirs: &Dirs, name: &str, ended: Option<&ExitRecord>) -> Failure {

@@ -65,6 +65,9 @@ pub fn not_moved(report: &MoveReport, style: Style) -> String {
 /// What a move would be like.
 pub fn plan(plan: &MovePlan, style: Style) -> String {
     let (guest, to) = (safe(&plan.guest), safe(&plan.to.name));
+    if plan.already_there {
+        return format!("{guest} is on {to} already");
+    }
     if !plan.possible {
         let words = style.red(&format!("{guest} -> {to}: not possible"));
         return words + &problems(plan);
@@ -75,8 +78,19 @@ pub fn plan(plan: &MovePlan, style: Style) -> String {
     ];
     parts.extend(plan.bandwidth_bytes_per_s.map(|rate| format!("{}/s", bytes(rate))));
     parts.extend(plan.rtt_ms.map(|ms| format!("round trip {}", millis(ms))));
+    parts.extend(plan.dirty_bytes_per_s.map(|rate| format!("{}/s written", bytes(rate))));
     parts.extend(plan.predicted_total_ms.map(|ms| format!("about {}", millis(ms))));
-    format!("{guest} -> {to}: {}; {}", style.green("possible"), parts.join(", ")) + &problems(plan)
+    let still = plan.predicted_downtime_ms;
+    parts.extend(still.map(|ms| format!("standing still for about {}", millis(ms))));
+    let mut words = format!("{guest} -> {to}: {}; {}", style.green("possible"), parts.join(", "));
+    if plan.no_end_in_sight {
+        words += "\n  no end in sight as it writes now: wait for a quieter time, give more bandwidth, \
+                  allow a longer stop (--max-downtime), or: --on-stall pause";
+    }
+    for basis in &plan.rests_on {
+        words.extend(["\n  basis: ", &*safe(basis)]);
+    }
+    words + &problems(plan)
 }
 
 fn problems(plan: &MovePlan) -> String {

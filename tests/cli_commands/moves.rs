@@ -360,6 +360,84 @@ fn a_cancelled_move_is_done() {
 }
 
 #[test]
+fn a_cancellation_ends_with_one_document() {
+    // By the state in which it is found, and by what becomes of it meanwhile.
+    for (before, outcome, exit) in [
+        (Some("moved"), "moved", 4),
+        (Some("kept"), "kept", 0),
+        (Some("in-doubt"), "in-doubt", 6),
+        (None, "moved", 4),
+        (None, "kept", 0),
+        (None, "in-doubt", 6),
+    ] {
+        let home = home();
+        let _daemon = Daemon::start(home.path(), move |request| {
+            if request.ends_with("/cancel") {
+                return Reply::Say(200, json!({"schema": 1, "accepted": outcome == "kept"}));
+            }
+            if request.ends_with("/events") {
+                let end = report(Some(outcome), (outcome != "moved").then(|| error("cancelled")));
+                return events(vec![phase("copying"), result(end)]);
+            }
+            Reply::Say(200, report(before, None))
+        });
+        let output = migrate(home.path(), &["cancel", ID, "--json"]);
+        assert_eq!(code(&output), exit, "{before:?} {outcome}: {}", stderr(&output));
+        let lines = lines(&output);
+        let results: Vec<&Value> = lines.iter().filter(|l| l["type"] == "result").collect();
+        assert_eq!(results, [lines.last().unwrap()], "{before:?} {outcome}");
+        assert_eq!(results[0]["outcome"], outcome);
+        if before.is_some() {
+            assert_eq!(lines.len(), 1, "{before:?}");
+        }
+        let code = &results[0]["error"]["code"];
+        assert_eq!(*code == "wrong-state", outcome == "moved", "{lines:?}");
+        assert!(lines.iter().all(|l| l["error"].is_null() || l["type"] == "result"), "{lines:?}");
+    }
+}
+
+#[test]
+fn a_move_that_is_left_alone_says_so_in_a_document() {
+    let home = home();
+    let daemon = Daemon::start(home.path(), |request| {
+        if request.starts_with("POST /v1/moves ") {
+            return begun();
+        }
+        if request.ends_with("/cancel") {
+            return Reply::Say(200, json!({"schema": 1, "accepted": true}));
+        }
+        let mut said = false;
+        Reply::Events(Box::new(move || {
+            if std::mem::replace(&mut said, true) {
+                std::thread::sleep(std::time::Duration::from_secs(20));
+                return None;
+            }
+            Some(phase("copying"))
+        }))
+    });
+    let child = Command::new(env!("CARGO_BIN_EXE_migrate"))
+        .args(["web1", "--to", "host2", "--json"])
+        .env("MIGRATE_HOME", home.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
+    wait_for("the events", || daemon.was_asked(&format!("GET /v1/moves/{ID}/events")));
+    kill(pid, Signal::SIGINT).unwrap();
+    wait_for("the cancellation", || daemon.was_asked(&format!("POST /v1/moves/{ID}/cancel")));
+    kill(pid, Signal::SIGINT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(code(&output), 130, "{}", stderr(&output));
+    let lines = lines(&output);
+    assert_eq!(
+        *lines.last().unwrap(),
+        json!({"schema": 1, "type": "result", "guest": "web1", "move_id": ID, "exit_code": 130})
+    );
+}
+
+#[test]
 fn hosts_are_shown() {
     let home = home();
     let info = json!({"schema": 1, "host": {"id": ID, "name": "host1"}, "version": "1.2.3",

@@ -90,13 +90,19 @@ fn an_interrupted_demo_leaves_nothing() {
     for (after_ms, with) in [(50, Signal::SIGINT), (1000, Signal::SIGTERM), (2500, Signal::SIGINT)]
     {
         let place = tempfile::tempdir_in("/tmp").unwrap();
-        let child = demo(place.path(), &["--memory", "64M"]).spawn().unwrap();
+        let child = demo(place.path(), &["--memory", "64M", "--json"]).spawn().unwrap();
         let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
         // Wherever it is by then: there is no moment at which something may be left.
         std::thread::sleep(Duration::from_millis(after_ms));
         kill(pid, with).unwrap();
         let output = child.wait_with_output().unwrap();
         assert!(matches!(output.status.code(), Some(0 | 130)), "{output:?}");
+        if output.status.code() == Some(130) {
+            // Nothing more is said, and what to do next is.
+            let said = last_document(&output);
+            let error = (&said["error"]["code"], &said["error"]["remedy"]);
+            assert_eq!(error, (&"interrupted".into(), &"run it again: migrate demo".into()));
+        }
         assert_nothing_left(place.path());
     }
 }

@@ -96,11 +96,31 @@ fn in_two_seconds(seen: &Seen, from: i64, to: i64) -> (u64, u64) {
     (least, most)
 }
 
+// 8 MB in each second, and 5 %.
+const MOST: u64 = 16_800_000;
+const LEAST: u64 = 15_200_000;
+
+/// Sees what `work` puts on the wire to `site.b`: in all, and that the limit held in any two
+/// seconds and was used in those between `from` and `to` microseconds.
+#[track_caller]
+fn assert_limited(site: &Site, (from, to): (i64, i64), work: impl FnOnce()) -> u64 {
+    let end = Arc::new(AtomicBool::new(false));
+    let watching = watch(site.b.port + 1..=site.b.port + PORTS - 1, Arc::clone(&end));
+    work();
+    end.store(true, Ordering::Relaxed);
+    let seen = watching.join().unwrap();
+    let (begin, end) = (seen.first().unwrap().0, seen.last().unwrap().0);
+    let sum: u64 = seen.iter().map(|(_, bytes)| bytes).sum();
+    let (_, most) = in_two_seconds(&seen, begin, end);
+    let (least, _) = in_two_seconds(&seen, begin + from, begin + to);
+    println!("{least} to {most} bytes in two seconds, {sum} in {} ms", (end - begin) / 1000);
+    assert!(most <= MOST, "{most} bytes in two seconds");
+    assert!(least >= LEAST, "{least} bytes in two seconds");
+    sum
+}
+
 #[test]
 fn the_limit_holds_in_any_two_seconds() {
-    // Of 8 MB a second, and 5 %.
-    const MOST: u64 = 16_800_000;
-    const LEAST: u64 = 15_200_000;
     if !kvm() || !alone() {
         return;
     }
@@ -108,21 +128,36 @@ fn the_limit_holds_in_any_two_seconds() {
     // 56 MiB that do not compress: more than seven seconds.
     let kind = "ws=8M,data=48M,rate=500,hb=5ms,poll=5ms";
     site.a.scribbler("web1", kind, &["--memory", "96M", "--cpus", "1"]);
-    let end = Arc::new(AtomicBool::new(false));
-    let watching = watch(site.b.port + 1..=site.b.port + PORTS - 1, Arc::clone(&end));
-    let words = ["--bandwidth", "8MB", "--max-downtime", "5s"];
-    let id = site.a.begin("web1", &site.b, &words);
-    assert_eq!(site.a.until_ended(&id)["outcome"], "moved");
-    end.store(true, Ordering::Relaxed);
-    let seen = watching.join().unwrap();
-    let (begin, end) = (seen.first().unwrap().0, seen.last().unwrap().0);
-    let sum: u64 = seen.iter().map(|(_, bytes)| bytes).sum();
-    assert!(sum > 56 << 20, "{sum} bytes: not everything was seen");
-    let (_, most) = in_two_seconds(&seen, begin, end);
     // The first pass, when there is always something to send; not its very beginning.
-    let (least, _) = in_two_seconds(&seen, begin + SECOND, begin + 13 * SECOND / 2);
-    println!("{least} to {most} bytes in two seconds, {sum} in {} ms", (end - begin) / 1000);
-    assert!(most <= MOST, "{most} bytes in two seconds");
-    assert!(least >= LEAST, "{least} bytes in two seconds");
+    let sum = assert_limited(&site, (SECOND, 13 * SECOND / 2), || {
+        let words = ["--bandwidth", "8MB", "--max-downtime", "5s"];
+        let id = site.a.begin("web1", &site.b, &words);
+        assert_eq!(site.a.until_ended(&id)["outcome"], "moved");
+    });
+    assert!(sum > 56 << 20, "{sum} bytes: not everything was seen");
     site.b.assert_runs("web1").verify_clean((48 + 8) * 256);
+}
+
+#[test]
+fn moves_beside_each_other_share_one_limit() {
+    if !kvm() || !alone() {
+        return;
+    }
+    let site = Site::new();
+    let kind = "ws=4M,data=24M,rate=200,hb=5ms,poll=5ms";
+    for guest in ["web1", "web2"] {
+        site.a.scribbler(guest, kind, &["--memory", "64M", "--cpus", "1"]);
+    }
+    let sum = assert_limited(&site, (SECOND, 6 * SECOND), || {
+        let words = ["--parallel", "2", "--bandwidth", "8MB", "--max-downtime", "5s"];
+        let moved = site
+            .a
+            .home
+            .json(&[&["move", "web1", "web2", "--to", &site.b.name], &words[..]].concat());
+        assert_eq!(moved.code, Some(0), "{moved:?}");
+    });
+    assert!(sum > 56 << 20, "{sum} bytes: not everything was seen");
+    for guest in ["web1", "web2"] {
+        site.b.assert_runs(guest).verify_clean((24 + 4) * 256);
+    }
 }

@@ -5,9 +5,13 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod again;
 mod bandwidth;
 mod cpu;
 mod deaths;
+mod full_disk;
 mod moved;
 mod refused;
+mod said;
 mod site;
+mod speed;

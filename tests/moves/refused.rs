@@ -44,7 +44,6 @@ fn hosts_that_cannot_be_moved_to() {
     let mut site = Site::new();
     site.a.scribbler("web1", "ws=4M", &SMALL);
     refused(&site.a.tries("web1", "gamma", &[]), 4, "unknown-host", &["gamma"]);
-    refused(&site.a.tries("web1", "alpha", &[]), 2, "usage", &["alpha"]);
     refused(&site.a.tries("web2", "beta", &[]), 7, "not-found", &["web2"]);
     site.b.end_daemon(Signal::SIGTERM);
     refused(&site.a.tries("web1", "beta", &[]), 8, "unreachable", &["beta"]);
@@ -210,6 +209,29 @@ fn what_the_destination_has_not_is_named_before_anything_is_sent() {
         assert!(last(&ran)["frame_bytes"].as_u64().unwrap_or(0) == 0, "{ran:?}");
         site.b.assert_empty();
         fs::rename(&away, path).unwrap();
+    }
+    // All that is missing is named at once, and a look between the hosts finds it too.
+    let paths = |ok: bool| {
+        let checked = last(&a.json(&["host", "check", "beta"]));
+        let lines = checked["lines"].as_array().unwrap();
+        let line = lines.iter().find(|l| l["what"] == "guests' files there").unwrap().clone();
+        assert_eq!(line["ok"], ok, "{checked}");
+        line
+    };
+    paths(true);
+    let away = [&kernel, &image].map(|path| (path, format!("{path}.away")));
+    for (path, away) in &away {
+        fs::rename(path, away).unwrap();
+    }
+    refused(&site.a.tries("web1", "beta", &[]), 4, "incompatible", &[&kernel, &image]);
+    assert!(planned(&site.a, "web1")["problems"][0]["message"].as_str().unwrap().contains(&image));
+    let line = paths(false);
+    for part in [&kernel, &image, "of web1"] {
+        assert!(line["found"].as_str().unwrap().contains(part), "{line}");
+    }
+    assert!(line["remedy"].is_string(), "{line}");
+    for (path, away) in &away {
+        fs::rename(away, path).unwrap();
     }
     assert_eq!(a.done(&["show", "web1"])["state"], "running");
     a.done(&["stop", "web1", "--kill"]);

@@ -29,6 +29,11 @@ pub enum Why {
         /// After one more round.
         next: Duration,
     },
+    /// It would fit; a round of little data shows what an exchange with the target costs.
+    Untried {
+        /// Predicted blackout.
+        now: Duration,
+    },
     /// It fits, and does not get better.
     Flat {
         /// Predicted blackout.
@@ -124,6 +129,12 @@ impl fmt::Display for Why {
                 "a switch now would stop the guest for {}, after another round for {}",
                 Time(now),
                 Time(next)
+            ),
+            Self::Untried { now } => write!(
+                f,
+                "a switch now would stop the guest for {} at most; a small round will show it \
+                 better",
+                Time(now)
             ),
             Self::Flat { now, next, limit } => write!(
                 f,

@@ -91,6 +91,9 @@ pub struct Inputs<'a> {
     pub dirty_rate: u64,
     /// What a switch costs; `None` before the rehearsal.
     pub costs: Option<Costs>,
+    /// The next round would show what an exchange with the target costs, and none has yet: the
+    /// round trip among the costs is that of a link that carried much.
+    pub untried: bool,
     /// Finished rounds, oldest first. The first one is the pass over all memory.
     pub rounds: &'a [Round],
     /// Since the move began.
@@ -169,6 +172,27 @@ pub struct Prediction {
     pub total: Option<Duration>,
 }
 
+/// How a move would go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Foreseen {
+    /// From now to its end.
+    pub total: Duration,
+    /// The blackout in it, with the pessimistic rate.
+    pub blackout: Duration,
+}
+
+/// How a move would go of a guest of which `left` bytes are to be sent, with a switch no longer
+/// than `max_downtime`. `None`: no end in sight.
+pub fn foresee(
+    rate: Rate,
+    dirty_rate: u64,
+    costs: Costs,
+    left: u64,
+    max_downtime: Duration,
+) -> Option<Foreseen> {
+    Model { rate, costs, dirty_rate }.remaining(left, max_downtime)
+}
+
 /// A decision, why, and the prediction if there were numbers for one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Advice {
@@ -239,14 +263,15 @@ impl Model {
         (flat, next)
     }
 
-    /// The time until the end, if one can be foreseen.
-    fn remaining(&self, mut left: u64, max_downtime: Duration) -> Option<Duration> {
+    /// The time until the end and the blackout then, if an end can be foreseen.
+    fn remaining(&self, mut left: u64, max_downtime: Duration) -> Option<Foreseen> {
         let mut time = Duration::ZERO;
         for _ in 0..HORIZON {
             let blackout = self.promised(left);
             let (flat, _) = self.is_flat(left);
             if blackout <= max_downtime && flat {
-                return time.checked_add(self.costs.offer)?.checked_add(blackout);
+                let total = time.checked_add(self.costs.offer)?.checked_add(blackout)?;
+                return Some(Foreseen { total, blackout });
             }
             let (took, next) = self.round(left);
             if flat && next >= left - left / LEAST_GAIN {
@@ -285,7 +310,7 @@ pub fn decide(inputs: &Inputs<'_>) -> Advice {
     let prediction = Prediction {
         blackout: model.blackout(inputs.left, rate.low),
         usual: model.blackout(inputs.left, rate.usual).total(),
-        total: remaining.and_then(|r| r.checked_add(inputs.elapsed)),
+        total: remaining.and_then(|r| r.total.checked_add(inputs.elapsed)),
     };
     let (decision, why) = judge(inputs, &model);
     advice(decision, why, Some(prediction))
@@ -309,10 +334,17 @@ fn judge(inputs: &Inputs<'_>, model: &Model) -> (Decision, Why) {
     if inputs.rounds.is_empty() {
         return (Decision::KeepCopying, Why::FirstPass { left: inputs.left });
     }
+    let now = model.promised(inputs.left);
+    let (flat, next) = model.is_flat(inputs.left);
+    let round = model.round(inputs.left).0;
+    let end = [inputs.elapsed, round, model.costs.offer, next];
+    let in_time = end.into_iter().fold(Duration::ZERO, Duration::saturating_add) < timeout;
+    if inputs.untried && in_time {
+        return (Decision::KeepCopying, Why::Untried { now });
+    }
     if floor.total() > limit {
         return (Decision::Stalled, too_slow(floor));
     }
-    let now = model.promised(inputs.left);
     let flat_rounds = flat_rounds(inputs.rounds);
     if now > limit {
         let hopeless = flat_rounds >= 1 && dirty_rate >= rate.low;
@@ -323,13 +355,10 @@ fn judge(inputs: &Inputs<'_>, model: &Model) -> (Decision, Why) {
         }
         return (Decision::KeepCopying, Why::TooLong { now, limit });
     }
-    let (flat, next) = model.is_flat(inputs.left);
     if flat || flat_rounds > 0 {
         return (Decision::Switch, Why::Flat { now, next, limit });
     }
-    let round = model.round(inputs.left).0;
-    let end = [inputs.elapsed, round, model.costs.offer, next];
-    if end.into_iter().fold(Duration::ZERO, Duration::saturating_add) >= timeout {
+    if !in_time {
         return (Decision::Switch, Why::TimeRunsOut { now, timeout });
     }
     (Decision::KeepCopying, Why::StillFalling { now, next })

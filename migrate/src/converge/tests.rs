@@ -28,6 +28,7 @@ fn inputs(left: u64, dirty_rate: u64, rounds: &[Round]) -> Inputs<'_> {
         left: left * MIB,
         dirty_rate: dirty_rate * MIB,
         costs: Some(costs()),
+        untried: false,
         rounds,
         elapsed: ms(3000),
         limits: Limits { max_downtime: ms(300), timeout: ms(1_800_000) },
@@ -113,6 +114,11 @@ fn time_and_missing_numbers() {
     let rounds = rounds(&[200]);
     let normal = inputs(200, 100, &rounds);
     assert_eq!(decide(&normal).decision, Decision::KeepCopying);
+    let ready = Inputs { left: 0, ..normal };
+    assert_eq!(decide(&ready).decision, Decision::Switch);
+    let untried = decide(&Inputs { untried: true, ..ready });
+    assert_eq!(untried.decision, Decision::KeepCopying);
+    assert!(matches!(untried.why, Why::Untried { .. }));
     let late = Inputs { elapsed: ms(1_799_900), ..normal };
     assert_eq!(decide(&late).decision, Decision::Switch);
     assert!(matches!(decide(&late).why, Why::TimeRunsOut { .. }));
@@ -157,6 +163,7 @@ prop_compose! {
             left: 0,
             dirty_rate: if extreme { u64::MAX } else { dirty_rate },
             costs: Some(costs),
+            untried: false,
             rounds: &[],
             elapsed: ms(elapsed),
             limits: Limits { max_downtime: ms(limit), timeout: ms(1_800_000) },
@@ -234,6 +241,7 @@ proptest! {
                 left,
                 dirty_rate,
                 costs: Some(costs()),
+                untried: rounds.len() < 3,
                 rounds: &rounds,
                 elapsed,
                 limits: Limits { max_downtime: limit, timeout: Duration::from_secs(1_000_000) },
@@ -251,4 +259,28 @@ proptest! {
         }
         prop_assert!(false, "200 rounds");
     }
+}
+
+#[test]
+fn a_move_is_foreseen_as_it_is_decided_on_the_way() {
+    let rate = Rate { low: 400 * MIB, usual: 500 * MIB };
+    let seen = |dirty_rate, limit| foresee(rate, dirty_rate, costs(), 1000 * MIB, ms(limit));
+    let quiet = seen(0, 300).unwrap();
+    assert!(quiet.total > ms(2000) && quiet.total < ms(2300), "{quiet:?}");
+    assert!(quiet.blackout < quiet.total && quiet.blackout <= ms(300));
+    let writing = seen(250 * MIB, 300).unwrap();
+    assert!(writing.total > quiet.total && writing.blackout >= quiet.blackout, "{writing:?}");
+    // It is the total that a decision at the beginning foresees.
+    let inputs = Inputs {
+        rate: Some(rate),
+        left: 1000 * MIB,
+        dirty_rate: 250 * MIB,
+        costs: Some(costs()),
+        untried: false,
+        rounds: &[],
+        elapsed: Duration::ZERO,
+        limits: Limits { max_downtime: ms(300), timeout: Duration::from_secs(1000) },
+    };
+    assert_eq!(decide(&inputs).prediction.unwrap().total, Some(writing.total));
+    assert_eq!(seen(900 * MIB, 300), None, "it writes faster than the link carries");
 }

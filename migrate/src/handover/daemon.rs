@@ -42,12 +42,15 @@ pub enum Acting {
     },
     /// A source is dead that ceded: did the target take it?
     AskingFate(Switch),
-    /// The guest of a dead source is to stay here: OWNER is being taken, for a new term.
+    /// The guest of a dead source is to stay here, under a new term.
     TakingBack {
         /// The offer.
         switch: Switch,
         /// The right that the new one replaces.
         right: Stamp,
+        /// OWNER is held, and this term is being written beside the disks as one that nobody else
+        /// may use any more. `None`: OWNER is being taken.
+        term: Option<Term>,
     },
     /// A target's host rebooted: what does the source's side know?
     AskingSource(Switch),
@@ -137,8 +140,8 @@ impl Keeper {
                 dead_source::asking(&self, switch, not_ceded, input, now)
             }
             Acting::AskingFate(switch) => dead_source::fate(&self, switch, input, now),
-            Acting::TakingBack { switch, right } => {
-                dead_source::taking_back(&self, switch, right, input, now)
+            Acting::TakingBack { switch, right, term } => {
+                dead_source::taking_back(&self, switch, (right, term), input, now)
             }
             Acting::Deciding { switch, expect, want } => {
                 dead_source::deciding(switch, (expect, want), input, now)

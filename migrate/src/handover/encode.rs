@@ -176,6 +176,10 @@ pub fn decode(bytes: &[u8]) -> Result<Ledger, DecodeError> {
     let whose = (HostId(rest.u128()?), BootId(rest.u128()?));
     let highest = rest.term()?;
     let now = rest.record()?;
+    // The terms grow from here: one that stood higher would be given out twice.
+    if now.is_some_and(|record| record.term() > highest) {
+        return Err(DecodeError::Unknown("order of terms"));
+    }
     let past = rest.past()?;
     if !rest.0.is_empty() {
         return Err(DecodeError::Length);
@@ -185,6 +189,8 @@ pub fn decode(bytes: &[u8]) -> Result<Ledger, DecodeError> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn example() -> Ledger {
@@ -273,5 +279,106 @@ mod tests {
             }
         }
         assert_eq!(decode(&[good.as_slice(), &[0]].concat()), Err(DecodeError::Length));
+    }
+
+    /// A header that fits any body.
+    fn sealed(body: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(body.len()).unwrap().to_le_bytes();
+        let sum = crc32fast::hash(body).to_le_bytes();
+        [&MAGIC, &length[..], &sum, body].concat()
+    }
+
+    fn any_switch(term: Term) -> impl Strategy<Value = Switch> {
+        (any::<(u128, u64, u128, u128)>(), 0..=term.get()).prop_map(
+            move |((id, _, from, to), before)| Switch {
+                id: SwitchId(id),
+                before: Term::new(before),
+                term,
+                from: HostId(from),
+                to: HostId(to),
+            },
+        )
+    }
+
+    fn any_record(highest: Term) -> impl Strategy<Value = Option<Record>> {
+        let term = (0..=highest.get()).prop_map(Term::new);
+        (0..8u8, term.clone().prop_flat_map(any_switch), term).prop_map(|(kind, s, term)| {
+            Some(match kind {
+                0 => return None,
+                1 => Record::Owner { term },
+                2 => Record::Offered(s),
+                3 => Record::Receiving(s),
+                4 => Record::Withdrawn(s),
+                5 => Record::Ceded(s),
+                6 => Record::Moved(s),
+                _ => Record::Tombstone(s),
+            })
+        })
+    }
+
+    fn any_ledger() -> impl Strategy<Value = Ledger> {
+        let end = prop_oneof![
+            Just(Ended::Withdrawn),
+            Just(Ended::Ceded),
+            Just(Ended::Ran),
+            Just(Ended::NeverRan),
+        ];
+        let past = prop::collection::vec((any::<u128>().prop_map(SwitchId), end), 0..=PAST);
+        let highest = any::<u64>().prop_map(Term::new);
+        let now = highest.prop_flat_map(|h| (Just(h), any_record(h)));
+        (any::<(u128, u128)>(), now, past).prop_map(|((host, boot), (highest, now), past)| {
+            Ledger::from_parts((HostId(host), BootId(boot)), highest, now, past)
+        })
+    }
+
+    /// What decodes is the one encoding of what it says.
+    fn refused_or_canonical(bytes: &[u8]) {
+        if let Ok(ledger) = decode(bytes) {
+            assert_eq!(encode(&ledger), bytes);
+            assert!(ledger.past().len() <= PAST);
+            assert!(ledger.now().is_none_or(|record| record.term() <= ledger.highest()));
+        }
+    }
+
+    #[test]
+    fn a_term_above_the_highest_is_refused() {
+        let whose = (HostId(1), BootId(2));
+        let owner = Some(Record::Owner { term: Term::new(8) });
+        let ledger = Ledger::from_parts(whose, Term::new(7), owner, Vec::new());
+        assert_eq!(decode(&encode(&ledger)), Err(DecodeError::Unknown("order of terms")));
+    }
+
+    proptest! {
+        #[test]
+        fn any_ledger_comes_back_and_only_whole(ledger in any_ledger()) {
+            let good = encode(&ledger);
+            prop_assert!(good.len() <= MAX_BYTES);
+            prop_assert_eq!(decode(&good), Ok(ledger));
+            for cut in 0..good.len() {
+                prop_assert!(decode(&good[..cut]).is_err(), "cut at {}", cut);
+            }
+            for bit in 0..good.len() * 8 {
+                let mut bad = good.clone();
+                bad[bit / 8] ^= 1 << (bit % 8);
+                prop_assert!(decode(&bad).is_err(), "bit {}", bit);
+            }
+        }
+
+        /// A writer that computes checksums over anything it likes.
+        #[test]
+        fn any_body_is_refused_or_means_one_thing(
+            body in prop::collection::vec(any::<u8>(), 0..2 * MAX_BYTES),
+            ledger in any_ledger(),
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        ) {
+            refused_or_canonical(&body);
+            refused_or_canonical(&sealed(&body));
+            let mut body = encode(&ledger).split_off(HEADER);
+            for (at, value) in changes {
+                let at = at.index(body.len());
+                body[at] = value;
+            }
+            refused_or_canonical(&sealed(&body));
+        }
     }
 }

@@ -39,8 +39,9 @@ pub enum Refused {
 }
 
 /// The term of a start, above every known one. The caller holds the journal's lock and OWNER and
-/// NEXT of every disk, and has read `beside` under them. It records `Owner(term)` durably, writes
-/// it beside the disks, and then runs.
+/// NEXT of every disk, and has read `beside` under them. It writes the term beside the disks,
+/// records `Owner(term)` durably, and then runs. In this order, because a file that was saved on
+/// another host may be loaded here: that host starts under no term that this one has recorded.
 ///
 /// # Errors
 /// [`Refused`] says whose the guest is.

@@ -202,6 +202,18 @@ impl Ledger {
                 Some(None)
             }
             (Some(Offered(a)), Withdrawn(b)) if a == b => settles(b, Ended::Withdrawn),
+            // Nobody knows whether a record that failed is there; what undoes it must follow
+            // either way.
+            (Some(Owner { .. } | Withdrawn(_)), Withdrawn(s))
+                if fresh && self.owned() == Some(s.held()) =>
+            {
+                settles(s, Ended::Withdrawn)
+            }
+            (None | Some(Moved(_) | Ceded(_) | Tombstone(_)), Tombstone(s))
+                if fresh && s.to == self.host =>
+            {
+                settles(s, Ended::NeverRan)
+            }
             (Some(Offered(a)), Ceded(b) | Moved(b)) if a == b => settles(b, Ended::Ceded),
             (Some(Ceded(a)), Moved(b)) if a == b => Some(None),
             // It never ran there, or an operator says so: the term is above the offered one.
@@ -300,11 +312,13 @@ mod tests {
             ("the same term again", A, &[owner(2)], Record::Offered(s)),
             ("an offer of nothing", A, &[], Record::Offered(s)),
             ("another host's offer", B, &[owner(1)], Record::Offered(s)),
-            ("a withdrawal without an offer", A, &[owner(1)], Record::Withdrawn(s)),
+            ("withdrawing what one does not own", A, &[], Record::Withdrawn(s)),
+            ("withdrawing from another right", A, &[owner(1)], Record::Withdrawn(switch(3))),
             ("ceding without an offer", A, &[owner(1)], Record::Ceded(s)),
             ("receiving for another host", A, &[], Record::Receiving(s)),
             ("receiving what one owns", B, &[owner(1)], Record::Receiving(s)),
-            ("a tombstone of nothing", B, &[], Record::Tombstone(s)),
+            ("a tombstone at the wrong host", A, &[], Record::Tombstone(s)),
+            ("a tombstone of what one owns", B, &[owner(1)], Record::Tombstone(s)),
             (
                 "ceding what was withdrawn",
                 A,
@@ -333,6 +347,20 @@ mod tests {
         ];
         for (what, host, before, record) in table {
             assert!(ledger(*host, before).apply(*record, BOOT).is_err(), "{what}");
+        }
+    }
+
+    #[test]
+    fn what_undoes_a_record_follows_whether_that_is_there_or_not() {
+        let s = switch(2);
+        for before in [&[owner(1)][..], &[owner(1), Record::Offered(s)]] {
+            let l = ledger(A, before).apply(Record::Withdrawn(s), BOOT).unwrap();
+            assert_eq!(l.owned(), Some(s.withdrawn()));
+            assert_eq!(l.ended(s.id), Some(Ended::Withdrawn));
+        }
+        for before in [&[][..], &[Record::Receiving(s)]] {
+            let l = ledger(B, before).apply(Record::Tombstone(s), BOOT).unwrap();
+            assert_eq!((l.owned(), l.ended(s.id)), (None, Some(Ended::NeverRan)));
         }
     }
 

@@ -27,68 +27,9 @@
 //! # Ok::<(), Infallible>(())
 //! ```
 //!
-//! A commit without a durable offer does not compile:
-//!
-//! ```compile_fail,E0451
-//! # use migrate_engine::handover::{proof::*, term::*};
-//! # fn f(switch: Switch, guest: String) {
-//! let stopped = Stopped::new(guest, OfferProof { switch });
-//! # }
-//! ```
-//! ```compile_fail,E0423
-//! # use migrate_engine::handover::{message::*, proof::*};
-//! # fn f(message: Message) {
-//! let commit = Commit(message);
-//! # }
-//! ```
-//! Nor does running on while in doubt (only a stopped guest aborts freely):
-//!
-//! ```compile_fail,E0599
-//! # use migrate_engine::handover::proof::*;
-//! # fn f(in_doubt: InDoubt<String>) -> String {
-//! in_doubt.abort()
-//! # }
-//! ```
-//! ```compile_fail,E0382
-//! # use migrate_engine::handover::proof::*;
-//! # fn f(stopped: Stopped<String>) -> String {
-//! let (in_doubt, piece) = stopped.doubt(false);
-//! stopped.abort()
-//! # }
-//! ```
-//! ```compile_fail,E0451
-//! # use migrate_engine::handover::{proof::*, term::*};
-//! # fn f(in_doubt: InDoubt<String>, switch: Switch) {
-//! let guest = in_doubt.keep(WithdrawnProof { switch });
-//! # }
-//! ```
-//! ```compile_fail,E0308
-//! # use migrate_engine::handover::proof::*;
-//! # fn f(in_doubt: InDoubt<String>, only_recorded: Unstamped<WithdrawnProof>) {
-//! let guest = in_doubt.keep(only_recorded);
-//! # }
-//! ```
-//! Nor running on after ceding, nor deciding twice:
-//!
-//! ```compile_fail,E0382
-//! # use migrate_engine::handover::proof::*;
-//! # fn f<D: Durable>(in_doubt: InDoubt<String>, disk: &mut D, proof: WithdrawnProof) {
-//! let frozen = in_doubt.cede(disk);
-//! let guest = in_doubt.keep(proof);
-//! # }
-//! ```
-//! ```compile_fail,E0308
-//! # use migrate_engine::handover::proof::*;
-//! # fn f(frozen: Frozen<String>, proof: WithdrawnProof) {
-//! let guest = frozen.come_back(proof);
-//! # }
-//! ```
-//! ```compile_fail,E0599
-//! # use migrate_engine::handover::proof::*;
-//! # fn f(offer: OfferProof) -> (OfferProof, OfferProof) {
-//! (offer.clone(), offer)
-//! # }
-//! ```
+//! What does not compile stands in `orders.rs` beside this file, each beside its right order.
+
+mod orders;
 
 use super::journal::{Mark, Record};
 use super::message::{Body, Message, SourceSays, TargetSays, ToSource, ToTarget};

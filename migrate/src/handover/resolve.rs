@@ -42,6 +42,11 @@ pub struct Facts<'a> {
     pub elsewhere: Term,
     /// A host that can be reached says that the guest runs there, or is being moved there.
     pub runs_at: Option<HostId>,
+    /// The highest right under which a host that can be reached owns the guest, by its journal. It
+    /// may be stopped there.
+    pub owned_by: Option<Stamp>,
+    /// A joined host that cannot be reached, and is not the one that is fenced.
+    pub silent: Option<HostId>,
 }
 
 /// What the edge does, in this order.
@@ -67,9 +72,15 @@ pub enum Refused {
     /// Nothing can be given up.
     #[error("this host has no open claim to the guest")]
     NoClaim,
-    /// It is alive.
+    /// It is alive, and has the guest, running or stopped.
     #[error("host {0} answers, and says that it has the guest")]
     RunsAt(HostId),
+    /// Nothing proves that it did not run here.
+    #[error(
+        "the guest may have run here before this host rebooted, so its source must not go on \
+         from the memory it holds: wait for host {0}, or let the guest run here from its disks"
+    )]
+    MayHaveRun(HostId),
     /// Somebody else is ahead.
     #[error("a host that can be reached knows term {there} of the guest, this one only {here}")]
     HigherTerm {
@@ -91,15 +102,18 @@ pub enum Refused {
          to go back to the moment of the switch, say --lose-later-work"
     )]
     MayLoseWork(HostId),
+    /// Only it could tell.
+    #[error(
+        "host {0} does not answer, and without shared disks nothing else shows whether it was \
+         let run the guest since: start that host's daemon, or remove the host"
+    )]
+    Silent(HostId),
     /// It is known not to be ours.
     #[error(
         "the switch to host {0} was confirmed: the guest ran there. Restore a backup, or \
              repair that host"
     )]
     Confirmed(HostId),
-    /// It is known not to be ours.
-    #[error("host {0} took the guest back and ran on: what is here is old")]
-    TakenBack(HostId),
 }
 
 /// Decides on the operator's wish.
@@ -108,17 +122,20 @@ pub enum Refused {
 /// [`Refused`] says what is known that speaks against it.
 pub fn resolve(wish: Wish, facts: &Facts<'_>) -> Result<Plan, Refused> {
     match wish {
-        Wish::GiveUp => give_up(facts.ledger),
+        Wish::GiveUp => give_up(facts),
         Wish::RunHere { lose_later_work } => run_here(lose_later_work, facts),
     }
 }
 
-/// Only ever takes away from what this host may do, so it is always safe.
-fn give_up(ledger: &Ledger) -> Result<Plan, Refused> {
-    match ledger.now() {
-        Some(Record::Offered(s)) => Ok(Plan::GiveUp(Record::Ceded(*s))),
-        Some(Record::Receiving(s)) => Ok(Plan::GiveUp(Record::Tombstone(*s))),
-        Some(Record::Ceded(s)) => Ok(Plan::GiveUp(Record::Moved(*s))),
+/// Only ever takes away from what this host may do. But a tombstone is also the word that the guest
+/// never ran here, on which the source lets its frozen memory run: it needs the process that has
+/// not run it. (One that died in this boot without its mark is buried without an operator.)
+fn give_up(facts: &Facts<'_>) -> Result<Plan, Refused> {
+    match (facts.ledger.now(), facts.memory) {
+        (Some(Record::Offered(s)), _) => Ok(Plan::GiveUp(Record::Ceded(*s))),
+        (Some(Record::Receiving(s)), Memory::Whole) => Ok(Plan::GiveUp(Record::Tombstone(*s))),
+        (Some(Record::Receiving(s)), Memory::Gone) => Err(Refused::MayHaveRun(s.from)),
+        (Some(Record::Ceded(s)), _) => Ok(Plan::GiveUp(Record::Moved(*s))),
         _ => Err(Refused::NoClaim),
     }
 }
@@ -129,6 +146,10 @@ fn run_here(lose_later_work: bool, facts: &Facts<'_>) -> Result<Plan, Refused> {
     if let Some(host) = facts.runs_at {
         return Err(Refused::RunsAt(host));
     }
+    let beside = facts.beside.unwrap_or(Beside::NOTHING);
+    if let Some(right) = facts.owned_by.filter(|right| !beside.supersedes(*right)) {
+        return Err(Refused::RunsAt(right.host));
+    }
     if facts.elsewhere > ledger.highest() {
         return Err(Refused::HigherTerm { there: facts.elsewhere, here: ledger.highest() });
     }
@@ -138,18 +159,20 @@ fn run_here(lose_later_work: bool, facts: &Facts<'_>) -> Result<Plan, Refused> {
             return Err(Refused::OldMemory(beside.owner));
         }
         (Some(_), _) => {}
-        (None, _) => alone(ledger, other, lose_later_work)?,
+        (None, _) => alone(facts, other, lose_later_work)?,
     }
-    let beside = facts.beside.unwrap_or(Beside::NOTHING);
     let term = Term::above(&[ledger.highest(), beside.highest(), facts.elsewhere]);
     Ok(Plan::Run { term, memory: facts.memory })
 }
 
-/// No disk can tell.
-fn alone(ledger: &Ledger, other: HostId, lose_later_work: bool) -> Result<(), Refused> {
-    match ledger.now() {
+/// No disk can tell. A tombstone does not say either whether the source took the guest back, or
+/// whether only the process here died: refusing it would lose a guest whose source is gone.
+fn alone(facts: &Facts<'_>, other: HostId, lose_later_work: bool) -> Result<(), Refused> {
+    if let Some(host) = facts.silent {
+        return Err(Refused::Silent(host));
+    }
+    match facts.ledger.now() {
         Some(Record::Moved(_)) => Err(Refused::Confirmed(other)),
-        Some(Record::Tombstone(_)) => Err(Refused::TakenBack(other)),
         _ if lose_later_work => Ok(()),
         _ => Err(Refused::MayLoseWork(other)),
     }
@@ -200,7 +223,15 @@ mod tests {
     }
 
     fn facts(ledger: &Ledger, beside: Option<Beside>, memory: Memory) -> Facts<'_> {
-        Facts { ledger, beside, memory, elsewhere: Term::NONE, runs_at: None }
+        Facts {
+            ledger,
+            beside,
+            memory,
+            elsewhere: Term::NONE,
+            runs_at: None,
+            owned_by: None,
+            silent: None,
+        }
     }
 
     fn run(term: u64, memory: Memory) -> Plan {
@@ -229,12 +260,16 @@ mod tests {
         let f = facts(&ceded, None, Memory::Whole);
         assert_eq!(resolve(RUN, &f), Err(Refused::MayLoseWork(B)));
         assert_eq!(resolve(LOSE, &f), Ok(run(3, Memory::Whole)));
+        let third = HostId(3);
+        let f = Facts { silent: Some(third), ..f };
+        assert_eq!(resolve(LOSE, &f), Err(Refused::Silent(third)));
         let moved = source(&[Record::Moved(switch())]);
         let f = facts(&moved, None, Memory::Whole);
         assert_eq!(resolve(LOSE, &f), Err(Refused::Confirmed(B)));
         let buried = ledger(B, &[Record::Receiving(switch()), Record::Tombstone(switch())]);
         let f = facts(&buried, None, Memory::Gone);
-        assert_eq!(resolve(LOSE, &f), Err(Refused::TakenBack(A)));
+        assert_eq!(resolve(RUN, &f), Err(Refused::MayLoseWork(A)));
+        assert_eq!(resolve(LOSE, &f), Ok(run(3, Memory::Gone)));
     }
 
     #[test]
@@ -245,6 +280,11 @@ mod tests {
         assert!(matches!(resolve(RUN, &there), Err(Refused::HigherTerm { .. })));
         let alive = Facts { runs_at: Some(B), ..f };
         assert_eq!(resolve(RUN, &alive), Err(Refused::RunsAt(B)));
+        let stopped = Stamp { term: Term::new(2), host: B };
+        let owned = Facts { owned_by: Some(stopped), ..f };
+        assert_eq!(resolve(RUN, &owned), Err(Refused::RunsAt(B)));
+        let superseded = Facts { owned_by: Some(stopped), beside: Some(beside(2, A)), ..f };
+        assert!(resolve(RUN, &superseded).is_ok(), "the disks know better");
         let withdrawn = source(&[Record::Withdrawn(switch())]);
         let f = facts(&withdrawn, Some(beside(1, A)), Memory::Gone);
         assert_eq!(resolve(RUN, &f), Err(Refused::Settled));
@@ -263,6 +303,8 @@ mod tests {
             assert_eq!(resolve(Wish::GiveUp, &f), Ok(Plan::GiveUp(record)));
             assert_eq!(l.apply(record, BOOT).unwrap().owned(), None);
         }
+        let rebooted = facts(&receiving, Some(beside(1, A)), Memory::Gone);
+        assert_eq!(resolve(Wish::GiveUp, &rebooted), Err(Refused::MayHaveRun(A)));
         let here = receiving.apply(Record::Owner { term: Term::new(3) }, BOOT).unwrap();
         assert!(answers_ran(&here, &s));
     }

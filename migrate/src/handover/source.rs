@@ -122,6 +122,8 @@ pub enum State {
 pub enum Return {
     /// Taking OWNER.
     Locking,
+    /// Writing the new term beside the disks as one that nobody else may use any more.
+    Reserving(Term),
     /// Asking the arbiter for this right in place of the target's.
     Deciding(Term),
     /// Recording the new term.

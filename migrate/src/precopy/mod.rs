@@ -229,6 +229,7 @@ impl<R: ReadUnits + 'static, L: DirtyLog + 'static> Precopy<R, L> {
             left,
             dirty_rate: per_second(left, since),
             costs,
+            untried: self.beside.is_empty() && left < LEAST_SAMPLE,
             rounds: &self.rounds,
             elapsed: self.began.elapsed(),
             limits,

@@ -45,6 +45,9 @@ use crate::handover::effect::Step;
 use crate::precopy::RoundReport;
 use crate::pump::{Live, Written};
 
+/// The two sides must have agreed to the attempt within this time, in milliseconds.
+pub const OPENING_MS: u64 = 30_000;
+
 /// Something from outside, at any time.
 #[derive(Clone, Debug)]
 pub enum Command {

@@ -13,17 +13,20 @@
 use std::{
     fmt,
     sync::{Arc, Mutex, PoisonError, atomic::AtomicBool, atomic::Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
 
 use super::frame::{self, FrameError};
 
 /// Most bytes of a close reason; longer ones are cut at a character boundary.
 pub const REASON_LIMIT: usize = 900;
+/// How much later than its streams a link may end.
+const REASON_TIME: Duration = Duration::from_secs(1);
 
 /// Limits of one stream of frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -264,10 +267,24 @@ impl Shared {
         }
     }
 
-    fn how_it_ended(&self) -> Ended {
-        self.ended.borrow().clone().unwrap_or_else(|| {
-            Ended::Lost("the thread that served this stream is gone without a reason".into())
-        })
+    /// How it ended, for whoever finds one of its streams gone: a connection first lets its
+    /// streams give out what arrived, and tells the reason after that.
+    async fn how_it_ends(&self) -> Ended {
+        timeout(REASON_TIME, self.ended()).await.unwrap_or_else(|_| without_reason())
+    }
+
+    /// The same on a plain thread.
+    fn how_it_ends_blocking(&self) -> Ended {
+        let began = Instant::now();
+        loop {
+            if let Some(how) = self.ended.borrow().clone() {
+                return how;
+            }
+            if began.elapsed() > REASON_TIME {
+                return without_reason();
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Stores the counters of the control connection (`None`) or of a lane.
@@ -282,6 +299,10 @@ impl Shared {
             }
         }
     }
+}
+
+fn without_reason() -> Ended {
+    Ended::Lost("the thread that served this stream is gone without a reason".into())
 }
 
 /// Closes the link when the last handle and the last stream of it are dropped.
@@ -352,7 +373,10 @@ impl FrameSender {
     /// The frame is empty or too long for the stream, or the link has ended.
     pub async fn send(&self, frame: Bytes) -> Result<(), SendError> {
         self.check(&frame)?;
-        self.queue.send(frame).await.map_err(|_| self.link.0.how_it_ended().into())
+        match self.queue.send(frame).await {
+            Ok(()) => Ok(()),
+            Err(_) => Err(self.link.0.how_it_ends().await.into()),
+        }
     }
 
     /// The same from a plain thread. Must not be called on a thread of an async runtime.
@@ -361,7 +385,7 @@ impl FrameSender {
     /// As [`send`](Self::send).
     pub fn blocking_send(&self, frame: Bytes) -> Result<(), SendError> {
         self.check(&frame)?;
-        self.queue.blocking_send(frame).map_err(|_| self.link.0.how_it_ended().into())
+        self.queue.blocking_send(frame).map_err(|_| self.link.0.how_it_ends_blocking().into())
     }
 }
 
@@ -380,8 +404,10 @@ impl FrameReceiver {
     /// # Errors
     /// The link ended before the stream did. Frames that arrived before are given out first.
     pub async fn recv(&mut self) -> Result<Option<Bytes>, Ended> {
-        let frame = self.queue.recv().await;
-        self.classify(frame)
+        match self.queue.recv().await {
+            None if !self.is_finished() => Err(self.link.0.how_it_ends().await),
+            frame => Ok(frame),
+        }
     }
 
     /// The same from a plain thread. Must not be called on a thread of an async runtime.
@@ -389,16 +415,14 @@ impl FrameReceiver {
     /// # Errors
     /// As [`recv`](Self::recv).
     pub fn blocking_recv(&mut self) -> Result<Option<Bytes>, Ended> {
-        let frame = self.queue.blocking_recv();
-        self.classify(frame)
+        match self.queue.blocking_recv() {
+            None if !self.is_finished() => Err(self.link.0.how_it_ends_blocking()),
+            frame => Ok(frame),
+        }
     }
 
-    fn classify(&self, frame: Option<Bytes>) -> Result<Option<Bytes>, Ended> {
-        match frame {
-            Some(frame) => Ok(Some(frame)),
-            None if self.finished.load(Ordering::Acquire) => Ok(None),
-            None => Err(self.link.0.how_it_ended()),
-        }
+    fn is_finished(&self) -> bool {
+        self.finished.load(Ordering::Acquire)
     }
 }
 
@@ -463,4 +487,45 @@ pub(crate) fn incoming(link: &Arc<Guard>, limits: StreamLimits) -> (Incoming, Fr
     let receiver =
         FrameReceiver { queue: rx, finished: Arc::clone(&finished), link: Arc::clone(link) };
     (Incoming { queue, limit: limits.frame, finished }, receiver)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A stream's task may end a moment before its connection knows how the link ended.
+    #[tokio::test]
+    async fn a_reason_that_comes_a_moment_late_is_the_reason() {
+        let refused = || Ended::Peer(Close::new(CloseCode::Refused, "no room"));
+        let limits = StreamLimits { frame: 100, depth: 1 };
+        let shared = Shared::new(0);
+        let guard = Arc::new(Guard(Arc::clone(&shared)));
+        let (into, mut receiver) = incoming(&guard, limits);
+        let (sender, out) = outgoing(&guard, limits);
+        drop((into, out));
+        let late = async {
+            tokio::time::sleep(Duration::from_millis(30)).await;
+            shared.end(refused());
+        };
+        let frame = Bytes::from_static(b"x");
+        let (heard, sent, ()) = tokio::join!(receiver.recv(), sender.send(frame), late);
+        assert_eq!(heard, Err(refused()));
+        assert_eq!(sent, Err(refused().into()));
+    }
+
+    #[test]
+    fn on_a_plain_thread_too() {
+        let refused = || Ended::Peer(Close::new(CloseCode::Refused, "no room"));
+        let limits = StreamLimits { frame: 100, depth: 1 };
+        let shared = Shared::new(0);
+        let guard = Arc::new(Guard(Arc::clone(&shared)));
+        let (into, mut receiver) = incoming(&guard, limits);
+        drop(into);
+        let late = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(30));
+            shared.end(refused());
+        });
+        assert_eq!(receiver.blocking_recv(), Err(refused()));
+        late.join().unwrap();
+    }
 }

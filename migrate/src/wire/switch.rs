@@ -75,7 +75,7 @@ impl Field for Switch {
 macro_rules! byte_enum {
     ($name:ident, $all:ident, $what:literal { $( $number:literal $entry:ident, )* }) => {
         #[cfg(test)]
-        pub(super) const $all: &[$name] = &[$($name::$entry),*];
+        pub(crate) const $all: &[$name] = &[$($name::$entry),*];
 
         impl Field for $name {
             fn put(&self, out: &mut Vec<u8>) {

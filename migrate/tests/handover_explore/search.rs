@@ -1,11 +1,10 @@
-//! Breadth first, exact states, shortest traces; then two questions to the whole graph: does the
-//! guest always run again, and with its memory if that lives?
+//! Breadth first, exact states, shortest traces; then two questions to the whole graph: does every
+//! run come to an end by itself, and does the guest keep its memory if that lives?
 
-use std::collections::HashMap;
-use std::rc::Rc;
-
-use crate::events::{Cause, first, next};
-use crate::world::{Bounds, World};
+use crate::bounds::Bounds;
+use crate::death::{first, next};
+use crate::store::Store;
+use crate::world::World;
 
 /// What was found.
 pub struct Report {
@@ -15,7 +14,7 @@ pub struct Report {
     pub cut_off: bool,
     /// The shortest way to something forbidden.
     pub broken: Option<(&'static str, Vec<String>)>,
-    /// A state from which the guest never runs again by itself.
+    /// A state from which no end is reached by itself.
     pub stuck: Option<Vec<String>>,
     /// States in which the memory lives, but is lost all the same; and one of them that is not
     /// on the list of those that are known.
@@ -26,63 +25,128 @@ pub struct Report {
 impl Report {
     /// The first thing that is not as it must be.
     pub fn found(&self) -> Option<(&'static str, &[String])> {
-        let stuck = self.stuck.as_deref().map(|t| ("the guest never runs again", t));
+        let stuck = self.stuck.as_deref().map(|t| ("no end is reached", t));
         let lost = self.unknown_loss.as_deref().map(|t| ("living memory is lost", t));
         let broken = self.broken.as_ref().map(|(what, t)| (*what, t.as_slice()));
         broken.or(stuck).or(lost)
     }
 }
 
-struct Graph {
-    worlds: Vec<Rc<World>>,
+/// What the questions need to know of a world.
+#[derive(Clone, Copy)]
+struct Facts {
+    ended: bool,
+    runs: bool,
+    lives: bool,
+    inherent: bool,
+    colds: u8,
+}
+
+impl Facts {
+    fn of(world: &World, bounds: &Bounds) -> Self {
+        Self {
+            ended: world.ended(bounds),
+            runs: world.runs(),
+            lives: world.memory_lives(),
+            inherent: world.inherent_loss(),
+            colds: world.rest.colds,
+        }
+    }
+}
+
+pub struct Graph {
+    pub store: Store,
     /// How each was reached first.
-    from: Vec<Option<(u32, Cause)>>,
-    /// Without faults.
-    edges: Vec<(u32, u32)>,
+    from: Vec<u32>,
+    facts: Vec<Facts>,
+    /// Where what happens by itself leads; for each world, where its edges begin.
+    edges: Vec<u32>,
+    begins: Vec<usize>,
+}
+
+fn short(n: usize) -> u32 {
+    u32::try_from(n).unwrap()
 }
 
 impl Graph {
-    fn trace(&self, at: usize) -> Vec<String> {
+    fn new() -> Self {
+        Self { store: Store::new(), from: vec![], facts: vec![], edges: vec![], begins: vec![] }
+    }
+
+    /// The number of a world, if it is new.
+    fn add(&mut self, world: &World, before: usize, bounds: &Bounds) -> (usize, bool) {
+        let (number, fresh) = self.store.number(world, before);
+        if fresh {
+            self.from.push(short(before));
+            self.facts.push(Facts::of(world, bounds));
+        }
+        (number, fresh)
+    }
+
+    fn trace(&self, bounds: &Bounds, at: usize) -> Vec<String> {
         let mut steps = Vec::new();
         let mut here = at;
-        while let Some((before, cause)) = self.from[here] {
-            steps.push(format!("{cause:?}"));
-            here = before as usize;
+        while here != 0 {
+            let before = self.from[here] as usize;
+            let mut found = Vec::new();
+            next(&self.store.world(before), bounds, &mut found);
+            let step = found.iter().find(|(_, w)| self.store.find(w) == Some(here));
+            steps.push(step.map_or_else(|| "?".to_owned(), |(cause, _)| format!("{cause:?}")));
+            here = before;
         }
         steps.reverse();
-        steps.push(format!("{:?}", self.worlds[at]));
+        steps.push(self.store.world(at).to_string());
         steps
     }
 
-    /// States from which, without a fault, one can be reached where the guest runs.
-    fn reach_a_run(&self, with_memory: bool) -> Vec<bool> {
-        let mut back: Vec<Vec<u32>> = vec![Vec::new(); self.worlds.len()];
-        for &(a, b) in &self.edges {
-            let same = self.worlds[a as usize].colds == self.worlds[b as usize].colds;
-            if same || !with_memory {
-                back[b as usize].push(a);
+    /// States from which one that is `good` is reached by itself, along edges that are `open`.
+    fn reach(
+        &self,
+        good: impl Fn(&Facts) -> bool,
+        open: impl Fn(&Facts, &Facts) -> bool,
+    ) -> Vec<bool> {
+        let count = self.facts.len();
+        let end = |at: usize| self.begins.get(at + 1).copied().unwrap_or(self.edges.len());
+        let mut begins = vec![0_usize; count + 1];
+        for to in &self.edges {
+            begins[*to as usize + 1] += 1;
+        }
+        for at in 0..count {
+            begins[at + 1] += begins[at];
+        }
+        let mut filled = begins.clone();
+        let mut back = vec![0_u32; self.edges.len()];
+        for at in 0..count {
+            for to in &self.edges[self.begins[at]..end(at)] {
+                let place = &mut filled[*to as usize];
+                back[*place] = short(at);
+                *place += 1;
             }
         }
-        let runs = |w: &Rc<World>| w.hosts.iter().any(crate::world::Host::runs);
-        let mut good: Vec<bool> = self.worlds.iter().map(runs).collect();
-        let mut todo: Vec<usize> = (0..good.len()).filter(|i| good[*i]).collect();
+        let mut reached: Vec<bool> = self.facts.iter().map(good).collect();
+        let mut todo: Vec<usize> = (0..count).filter(|at| reached[*at]).collect();
         while let Some(at) = todo.pop() {
-            for &before in &back[at] {
-                if !std::mem::replace(&mut good[before as usize], true) {
-                    todo.push(before as usize);
+            for before in &back[begins[at]..begins[at + 1]] {
+                let before = *before as usize;
+                if !reached[before] && open(&self.facts[before], &self.facts[at]) {
+                    reached[before] = true;
+                    todo.push(before);
                 }
             }
         }
-        good
+        reached
     }
 }
 
-/// Explores everything within `bounds`, until the first forbidden state. `known` says which
-/// losses of memory are inherent.
-pub fn explore(bounds: &Bounds, known: fn(&World) -> bool) -> Report {
-    let start = Rc::new(first(bounds));
-    let mut index: HashMap<Rc<World>, u32> = HashMap::from([(Rc::clone(&start), 0)]);
-    let mut graph = Graph { worlds: vec![start], from: vec![None], edges: vec![] };
+/// Explores everything within `bounds`, until the first forbidden state.
+pub fn explore(bounds: &Bounds) -> Report {
+    graph(bounds).0
+}
+
+/// The same, and what was seen.
+pub fn graph(bounds: &Bounds) -> (Report, Graph) {
+    let mut graph = Graph::new();
+    graph.add(&first(bounds), 0, bounds);
     let mut report = Report {
         states: 0,
         edges: 0,
@@ -93,53 +157,46 @@ pub fn explore(bounds: &Bounds, known: fn(&World) -> bool) -> Report {
         unknown_loss: None,
     };
     let mut at = 0;
-    while at < graph.worlds.len() {
-        let here = Rc::clone(&graph.worlds[at]);
-        let number = u32::try_from(at).unwrap();
-        for (cause, world) in next(&here, bounds) {
+    let mut found = Vec::new();
+    while at < graph.store.len() && !report.cut_off {
+        graph.begins.push(graph.edges.len());
+        next(&graph.store.world(at), bounds, &mut found);
+        for (cause, world) in found.drain(..) {
             report.edges += 1;
-            let fresh = u32::try_from(graph.worlds.len()).unwrap();
-            let to = match index.get(&world) {
-                Some(known) => *known,
-                None => {
-                    let world = Rc::new(world);
-                    index.insert(Rc::clone(&world), fresh);
-                    graph.from.push(Some((number, cause)));
-                    graph.worlds.push(world);
-                    fresh
-                }
-            };
-            if to != number && !cause.is_fault() {
-                graph.edges.push((number, to));
+            let (to, fresh) = graph.add(&world, at, bounds);
+            let new_edges = &graph.edges[graph.begins[at]..];
+            if to != at && cause.is_free() && !new_edges.contains(&short(to)) {
+                graph.edges.push(short(to));
             }
-            if let (Some(what), true) = (graph.worlds[to as usize].broken, to == fresh) {
-                report.broken = Some((what, graph.trace(to as usize)));
-                report.states = graph.worlds.len();
-                return report;
+            if let (Some(what), true) = (world.rest.broken, fresh) {
+                report.broken = Some((what, graph.trace(bounds, to)));
+                report.states = graph.store.len();
+                return (report, graph);
             }
         }
         at += 1;
-        if graph.worlds.len() > bounds.states {
-            report.cut_off = true;
-            break;
-        }
+        report.cut_off = graph.store.len() > bounds.states;
     }
-    report.states = graph.worlds.len();
+    report.states = graph.store.len();
     if !report.cut_off {
-        ask_the_graph(&graph, known, &mut report);
+        ask_the_graph(&graph, bounds, &mut report);
     }
-    report
+    (report, graph)
 }
 
-fn ask_the_graph(graph: &Graph, known: fn(&World) -> bool, report: &mut Report) {
-    let runs_again = graph.reach_a_run(false);
-    report.stuck = runs_again.iter().position(|ok| !ok).map(|at| graph.trace(at));
-    let keeps_memory = graph.reach_a_run(true);
-    for (at, world) in graph.worlds.iter().enumerate() {
-        if world.memory_lives() && !keeps_memory[at] {
+fn ask_the_graph(graph: &Graph, bounds: &Bounds, report: &mut Report) {
+    // With one direction cut for ever, only what must never happen can be asked.
+    if bounds.cut.is_some() {
+        return;
+    }
+    let ends = graph.reach(|f| f.ended, |_, _| true);
+    report.stuck = ends.iter().position(|ok| !ok).map(|at| graph.trace(bounds, at));
+    let keeps = graph.reach(|f| f.runs, |before, after| before.colds == after.colds);
+    for (at, facts) in graph.facts.iter().enumerate() {
+        if facts.lives && !keeps[at] {
             report.losses += 1;
-            if report.unknown_loss.is_none() && !known(world) {
-                report.unknown_loss = Some(graph.trace(at));
+            if report.unknown_loss.is_none() && !facts.inherent {
+                report.unknown_loss = Some(graph.trace(bounds, at));
             }
         }
     }

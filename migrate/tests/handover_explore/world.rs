@@ -1,94 +1,82 @@
-//! Two hosts, their journals, marks, processes and daemons, one shared disk, a network and an
+//! Hosts, their journals, marks, processes and daemons, one shared disk, a network and an
 //! arbiter, as one value. Ghost fields know what no party knows: how often the guest ran.
+//!
+//! A world is put together from shared parts, so that a step copies only what it changes.
 
 use std::fmt;
+use std::rc::Rc;
 
 use migrate_engine::handover::daemon::Keeper;
 use migrate_engine::handover::effect::Effect;
 use migrate_engine::handover::journal::{Ledger, Mark, Record};
-use migrate_engine::handover::message::Message;
+use migrate_engine::handover::message::{Body, Message};
 use migrate_engine::handover::source::{self, Source};
 use migrate_engine::handover::target::{self, Target};
-use migrate_engine::handover::term::{Beside, BootId, HostId, Millis, Stamp, Switch, Term};
+use migrate_engine::handover::term::{
+    Beside, BootId, HostId, Millis, Stamp, Switch, SwitchId, Term,
+};
 
-use crate::bugs::Bug;
+use crate::bounds::{Bounds, History};
 
 pub const NOW: Millis = Millis(0);
+/// Places for hosts; with two hosts the last stays empty.
+pub const PLACES: usize = 3;
 
-/// The bounds of one exploration.
-#[derive(Clone, Copy, Debug)]
-pub struct Bounds {
-    /// Kills and reboots.
-    pub faults: u8,
-    /// Switches.
-    pub offers: u8,
-    /// At any time everything in flight may be lost.
-    pub drops: bool,
-    /// Quick steps that no other party can see (locking, writing beside the disks, pausing)
-    /// happen at once. A death in the middle of them is explored all the same.
-    pub coarse: bool,
-    /// Disks are shared: locks and terms.
-    pub shared: bool,
-    /// There is an arbiter.
-    pub arbiter: bool,
-    /// A planted bug.
-    pub bug: Option<Bug>,
-    /// Give up when there are more states.
-    pub states: usize,
-}
-
-impl Bounds {
-    pub const fn new(faults: u8, offers: u8) -> Self {
-        Self {
-            faults,
-            offers,
-            drops: false,
-            coarse: true,
-            shared: true,
-            arbiter: false,
-            bug: None,
-            states: 3_000_000,
-        }
-    }
-
-    pub fn has(&self, bug: Bug) -> bool {
-        self.bug == Some(bug)
-    }
-}
-
-impl fmt::Display for Bounds {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} faults, {} offers", self.faults, self.offers)?;
-        let notes = [
-            (self.drops, ", messages lost"),
-            (!self.coarse, ", every step apart"),
-            (self.arbiter, ", arbiter"),
-            (!self.shared, ", no shared disks"),
-        ];
-        notes.iter().filter(|(on, _)| *on).try_for_each(|(_, note)| f.write_str(note))
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct World {
-    pub hosts: [Host; 2],
+    pub hosts: [Rc<Host>; PLACES],
     /// Everything that was ever sent and not lost, sorted. Delivery does not remove it, so it is
     /// also delivered twice, late, in any order, or never.
-    pub net: Vec<Packet>,
-    pub disk: Disk,
-    pub key: Option<Stamp>,
+    pub net: Rc<Vec<Packet>>,
+    pub rest: Rc<Rest>,
+}
+
+/// What belongs to no host.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Rest {
+    pub beside: Beside,
+    pub owner: Option<usize>,
+    pub next: Option<usize>,
+    pub arbiter: Option<Arbiter>,
+    /// The last saved file.
+    pub file: Option<Saved>,
     pub faults: u8,
     pub offers: u8,
+    pub commands: u8,
     /// Ghost: how often the guest entered `KVM_RUN`. Memory is current if it has this number.
     pub version: u8,
     /// Ghost: how often it was started without its memory.
     pub colds: u8,
     /// Ghost: rights that were owned or run under.
     pub rights: Vec<Stamp>,
-    /// Ghost: a daemon, not the source itself, kept the guest for good.
-    pub daemon_withdrew: bool,
+    /// Ghost: the highest term that the guest ran under.
+    pub ran: Term,
+    /// Ghost: a daemon, not the source itself, kept the guest for good in this switch.
+    pub daemon_withdrew: Option<SwitchId>,
+    /// Ghost: an operator let a host run it.
+    pub resolved: bool,
+    /// Ghost: in the middle of that.
+    pub resolving: bool,
+    /// Ghost: an operator made a host forget it.
+    pub given_up: bool,
     /// Ghost: what went wrong.
     pub broken: Option<&'static str>,
+}
+
+/// The compare-and-set store. Requests and answers take their time; a request outlives its asker.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Arbiter {
+    pub key: Stamp,
+    /// Sorted.
+    pub asked: Vec<(usize, Effect)>,
+    /// Sorted. Lost with the asker.
+    pub told: Vec<(usize, Stamp)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Saved {
+    pub term: Term,
+    pub memory: u8,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -104,16 +92,22 @@ pub struct Host {
     pub ledger: Ledger,
     /// Written, in this order, but not durable.
     pub queue: Vec<Record>,
+    /// The last thing that happened to the guest here was that it was saved.
+    pub saved: bool,
     pub boot: u8,
     pub marks: Vec<Mark>,
     /// Question ids used.
     pub asked: u8,
+    /// Switched off.
+    pub down: bool,
+    /// For good.
+    pub gone: bool,
     pub party: Party,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Party {
-    /// Only while somebody else takes over.
+    /// Only while somebody else takes over, and on a host that is switched off.
     Nobody,
     Process(Process),
     Daemon(Keeper, Vec<Effect>),
@@ -126,6 +120,8 @@ pub struct Process {
     /// Effects whose answer is to come.
     pub todo: Vec<Effect>,
     pub guest: Guest,
+    /// By its user.
+    pub paused: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -143,13 +139,6 @@ pub enum Guest {
     Frozen(u8),
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Disk {
-    pub beside: Beside,
-    pub owner: Option<usize>,
-    pub next: Option<usize>,
-}
-
 pub const fn id(host: usize) -> HostId {
     HostId(host as u128 + 1)
 }
@@ -162,13 +151,51 @@ pub fn boot(n: u8) -> BootId {
     BootId(n.into())
 }
 
+/// To which host a message goes.
+pub fn receiver(message: &Message) -> usize {
+    index(match message.body {
+        Body::ToTarget(_) => message.switch.to,
+        Body::ToSource(_) => message.switch.from,
+    })
+}
+
+/// From which host it comes.
+pub fn sender(message: &Message) -> usize {
+    index(match message.body {
+        Body::ToTarget(_) => message.switch.from,
+        Body::ToSource(_) => message.switch.to,
+    })
+}
+
 impl Process {
+    pub fn plain(guest: Guest) -> Self {
+        Self { role: Role::Plain, todo: vec![], guest, paused: false }
+    }
+
     /// The switch that it is about.
     pub fn switch(&self) -> Option<&Switch> {
         match &self.role {
             Role::Plain => None,
             Role::Source(source) => source.switch(),
             Role::Target(target) => target.switch(),
+        }
+    }
+
+    /// It runs, or would if its user let it.
+    pub fn has_guest(&self) -> bool {
+        match self.guest {
+            Guest::Running(_) => true,
+            Guest::Frozen(_) => self.paused && self.is_calm(),
+            Guest::Empty => false,
+        }
+    }
+
+    /// No move is under way here, or one that has ended.
+    pub fn is_calm(&self) -> bool {
+        match &self.role {
+            Role::Plain => true,
+            Role::Source(source) => matches!(source.state(), source::State::Kept { .. }),
+            Role::Target(t) => matches!(t.state(), target::State::Running { durable: true, .. }),
         }
     }
 }
@@ -178,7 +205,17 @@ impl Host {
         let ledger = records
             .iter()
             .fold(Ledger::new(id(host), boot(0)), |l, r| l.apply(*r, boot(0)).unwrap());
-        Self { ledger, queue: vec![], boot: 0, marks: vec![], asked: 0, party: Party::Nobody }
+        Self {
+            ledger,
+            queue: vec![],
+            saved: false,
+            boot: 0,
+            marks: vec![],
+            asked: 0,
+            down: false,
+            gone: false,
+            party: Party::Nobody,
+        }
     }
 
     pub fn process(&self) -> Option<&Process> {
@@ -208,108 +245,124 @@ impl Host {
     }
 }
 
+/// The records of the last host and of host 0, before the exploration begins.
+fn past(history: History, last: usize) -> (Vec<Record>, Vec<Record>) {
+    let first = Record::Owner { term: Term::FIRST };
+    let switch = |from, to| Switch {
+        id: SwitchId(100),
+        before: Term::FIRST,
+        term: Term::new(2),
+        from: id(from),
+        to: id(to),
+    };
+    let (here, there) = (switch(last, 0), switch(0, last));
+    let arrived = vec![Record::Receiving(here), Record::Owner { term: here.term }];
+    let kept = vec![first, Record::Offered(there), Record::Withdrawn(there)];
+    match history {
+        History::Fresh => (vec![], vec![first]),
+        History::GivenAway => (vec![first, Record::Offered(here), Record::Ceded(here)], arrived),
+        History::Offered => (vec![first, Record::Offered(here)], arrived),
+        History::Receiving => (vec![Record::Receiving(there)], kept),
+        History::Buried => (vec![Record::Receiving(there), Record::Tombstone(there)], kept),
+    }
+}
+
+impl fmt::Display for World {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, h) in self.hosts.iter().enumerate() {
+            writeln!(f, "host {at}: {:?}, past {:?}", h.ledger.now(), h.ledger.past())?;
+            writeln!(f, "  queue {:?}, marks {:?}, boot {}", h.queue, h.marks, h.boot)?;
+            match &h.party {
+                Party::Nobody => writeln!(f, "  nobody, down {}, gone {}", h.down, h.gone)?,
+                Party::Process(p) => writeln!(f, "  {p:?}")?,
+                Party::Daemon(keeper, todo) => writeln!(f, "  {:?}, {todo:?}", keeper.acting())?,
+            }
+        }
+        for packet in self.net.iter() {
+            writeln!(f, "in flight: {packet:?}")?;
+        }
+        write!(f, "{:?}", self.rest)
+    }
+}
+
 impl World {
-    /// The guest runs on host 0. Host 1 has never heard of it, and nobody acts there yet.
+    /// The guest runs on host 0. Nobody acts on the others yet.
     pub fn start(bounds: &Bounds) -> Self {
-        let first = Stamp { term: Term::FIRST, host: id(0) };
-        let mut hosts = [Host::new(0, &[Record::Owner { term: Term::FIRST }]), Host::new(1, &[])];
-        hosts[0].party =
-            Party::Process(Process { role: Role::Plain, todo: vec![], guest: Guest::Running(1) });
-        let beside = if bounds.shared {
-            Beside { owner: first, offered: Term::NONE }
-        } else {
-            Beside::NOTHING
-        };
-        Self {
-            hosts,
-            net: vec![],
-            disk: Disk { beside, owner: Some(0), next: None },
-            key: bounds.arbiter.then_some(first),
+        let last = bounds.hosts - 1;
+        let (there, here) = past(bounds.history, last);
+        let mut hosts = [Host::new(0, &here), Host::new(1, &[]), Host::new(2, &[])];
+        hosts[last] = Host::new(last, &there);
+        if bounds.history != History::Fresh {
+            hosts[last].boot = 1;
+        }
+        hosts[0].party = Party::Process(Process::plain(Guest::Running(1)));
+        let right = hosts[0].ledger.owned().unwrap();
+        let beside = Beside { owner: right, offered: right.term };
+        let key = Arbiter { key: right, asked: vec![], told: vec![] };
+        let rest = Rest {
+            beside: if bounds.shared { beside } else { Beside::NOTHING },
+            owner: bounds.shared.then_some(0),
+            next: None,
+            arbiter: bounds.arbiter.then_some(key),
+            file: None,
             faults: bounds.faults,
             offers: bounds.offers,
+            commands: bounds.commands,
             version: 1,
             colds: 0,
-            rights: vec![first],
-            daemon_withdrew: false,
+            rights: vec![right],
+            ran: right.term,
+            daemon_withdrew: None,
+            resolved: false,
+            resolving: false,
+            given_up: false,
             broken: None,
-        }
+        };
+        Self { hosts: hosts.map(Rc::new), net: Rc::default(), rest: Rc::new(rest) }
     }
 
-    pub fn source_setup(&self, host: usize, bounds: &Bounds) -> Option<source::Setup> {
+    pub fn host(&mut self, host: usize) -> &mut Host {
+        Rc::make_mut(&mut self.hosts[host])
+    }
+
+    pub fn rest(&mut self) -> &mut Rest {
+        Rc::make_mut(&mut self.rest)
+    }
+
+    pub fn net(&mut self) -> &mut Vec<Packet> {
+        Rc::make_mut(&mut self.net)
+    }
+
+    /// What the other host of a switch is called by its number here.
+    pub fn peer(&self, host: usize, switch: &Switch) -> &Host {
+        let other = if index(switch.from) == host { switch.to } else { switch.from };
+        &self.hosts[index(other)]
+    }
+
+    pub fn source_setup(&self, host: usize, to: usize, bounds: &Bounds) -> Option<source::Setup> {
         let ledger = &self.hosts[host].ledger;
         Some(source::Setup {
             host: id(host),
-            to: id(1 - host),
+            to: id(to),
             owned: ledger.owned()?.term,
             highest: ledger.highest(),
             arbiter: bounds.arbiter,
-            paused: false,
+            paused: self.hosts[host].process().is_some_and(|p| p.paused),
         })
-    }
-
-    pub fn fail(&mut self, what: &'static str) {
-        self.broken.get_or_insert(what);
     }
 
     pub fn send(&mut self, packet: Packet) {
         if let Err(at) = self.net.binary_search(&packet) {
-            self.net.insert(at, packet);
+            self.net().insert(at, packet);
         }
     }
 
-    /// Somebody owns or runs the guest under this right: nobody else ever may.
-    pub fn right(&mut self, right: Stamp) {
-        if self.rights.iter().any(|r| r.term == right.term && r.host != right.host) {
-            self.fail("one term, two owners");
+    pub fn unlock(&mut self, host: usize) {
+        if self.rest.owner == Some(host) {
+            self.rest().owner = None;
         }
-        if let Err(at) = self.rights.binary_search(&right) {
-            self.rights.insert(at, right);
+        if self.rest.next == Some(host) {
+            self.rest().next = None;
         }
-    }
-
-    /// `host` enters `KVM_RUN` with the memory it holds.
-    pub fn run(&mut self, host: usize, bounds: &Bounds) {
-        let version = self.version;
-        let Party::Process(process) = &mut self.hosts[host].party else { return };
-        match process.guest {
-            Guest::Frozen(memory) if memory == version => {
-                process.guest = Guest::Running(version + 1);
-                self.version += 1;
-            }
-            Guest::Frozen(_) => self.fail("old memory on a newer disk"),
-            Guest::Empty => self.fail("a guest without memory runs"),
-            Guest::Running(_) => {}
-        }
-        if bounds.shared && self.disk.owner != Some(host) {
-            self.fail("a guest runs without OWNER");
-        }
-        if self.hosts.iter().all(Host::runs) {
-            self.fail("the guest runs twice");
-        }
-    }
-
-    /// A live process holds all of the current memory.
-    pub fn memory_lives(&self) -> bool {
-        self.hosts.iter().any(|host| {
-            let Some(process) = host.process() else { return false };
-            let whole = match &process.role {
-                Role::Target(_) => matches!(
-                    host.target(),
-                    Some(target::State::Prepared(_) | target::State::Starting(..))
-                ),
-                _ => true,
-            };
-            match process.guest {
-                Guest::Running(_) => true,
-                Guest::Frozen(memory) => whole && memory == self.version,
-                Guest::Empty => false,
-            }
-        })
-    }
-
-    /// Two hosts own the guest for sure, and no disk tells which of them is wrong.
-    pub fn two_owners(&self) -> bool {
-        let owns = |h: &Host| h.ledger.owned().is_some_and(|r| !self.disk.beside.supersedes(r));
-        self.hosts.iter().all(owns)
     }
 }

@@ -74,7 +74,7 @@ pub fn demo(session: &Session, args: &DemoArgs) -> Done {
             let next = if world.is_kept() {
                 format!("remove it: migrate demo --remove {base}")
             } else {
-                String::new()
+                "run it again: migrate demo".to_owned()
             };
             Err(Failure::new(ErrorCode::Interrupted, "the demo was interrupted", next))
         }
@@ -176,7 +176,7 @@ async fn show(
         }
         Some(How::Ended(report)) if report.exit_code() == OK => report,
         Some(How::Ended(report)) => return Err(not_moved(&report)),
-        Some(How::Left(_)) | None => return Ok(Shown::Interrupted),
+        Some(How::Left(_) | How::Already(_)) | None => return Ok(Shown::Interrupted),
     };
     say("It looks at every page of its memory now …");
     let (here, there) = (source.dirs.guest(GUEST), target.dirs.guest(GUEST));

@@ -79,7 +79,14 @@ impl Display {
             }
             _ => None,
         };
-        Row { display: self.clone(), guest: guest.to_owned(), id: None, progress, bar }
+        Row {
+            display: self.clone(),
+            guest: guest.to_owned(),
+            id: None,
+            progress,
+            bar,
+            no_result: false,
+        }
     }
 }
 
@@ -91,9 +98,16 @@ pub struct Row {
     id: Option<Uuid>,
     progress: Progress,
     bar: Option<ProgressBar>,
+    /// Whoever asked for the move tells the result.
+    no_result: bool,
 }
 
 impl Row {
+    /// The result is not shown: somebody else has more to say of it.
+    pub fn without_result(&mut self) {
+        self.no_result = true;
+    }
+
     /// The move has an id.
     pub fn begun(&mut self, id: Uuid) {
         self.id = Some(id);
@@ -114,6 +128,7 @@ impl Row {
             return Ok(());
         }
         match &self.display.mode {
+            Mode::Json if self.no_result && matches!(event, MoveEvent::Result(_)) => {}
             Mode::Json => return self.print(event),
             Mode::Quiet => {}
             Mode::Lines => {

@@ -38,7 +38,7 @@ pub fn start(session: &Session, args: &MoveArgs) -> Done {
     let client = session.daemon();
     let guests = which(&client, args)?;
     let Some(guests) = guests.filter(|g| !g.is_empty()) else {
-        let document = Summary { schema: 1, r#type: "result", moved: 0, failed: 0, guests: vec![] };
+        let document = Summary::default();
         session.out.result(&document, "There is no guest to move.")?;
         return Ok(OK);
     };
@@ -145,6 +145,9 @@ fn detached(
                 let words = format!("{guest}: move {short} has begun; see: migrate watch {guest}");
                 session.out.result(&document, &words)?;
             }
+            Err(failure) if failure.0.code == ErrorCode::AlreadyThere => {
+                single(session.out, &End { guest: guest.to_owned(), how: already(request) })?;
+            }
             Err(failure) if requests.len() == 1 => return Err(failure),
             Err(failure) => {
                 session.out.failure(&failure);
@@ -168,6 +171,8 @@ pub struct End {
 pub enum How {
     /// With an outcome.
     Ended(Box<MoveReport>),
+    /// The guest was on this host already.
+    Already(String),
     /// It was not begun, or is not seen any more.
     Failed(Failure),
     /// The user does not watch it any more.
@@ -178,6 +183,7 @@ impl End {
     fn exit_code(&self) -> u8 {
         match &self.how {
             How::Ended(report) => report.exit_code(),
+            How::Already(_) => OK,
             How::Failed(failure) => failure.0.code.exit_code(),
             How::Left(_) => ErrorCode::Interrupted.exit_code(),
         }
@@ -245,7 +251,10 @@ async fn one(
         }
     };
     let how = match begun {
-        Err(error) => How::Failed(client.failure(error)),
+        Err(error) => match client.failure(error) {
+            failure if failure.0.code == ErrorCode::AlreadyThere => already(&request),
+            failure => How::Failed(failure),
+        },
         Ok(begun) => match follow(&client, begun.move_id, &mut row, &mut wishes).await {
             Ok(Followed::Ended(report)) => How::Ended(report),
             Ok(Followed::Left) => How::Left(Some(begun.move_id)),
@@ -253,6 +262,10 @@ async fn one(
         },
     };
     End { guest, how }
+}
+
+fn already(request: &MoveRequest) -> How {
+    How::Already(request.to.clone())
 }
 
 async fn interrupted(wishes: &mut channel::Receiver<Wish>) {
@@ -268,7 +281,50 @@ struct Summary<'a> {
     r#type: &'static str,
     moved: usize,
     failed: usize,
+    /// Guests that were there already: neither moved nor failed.
+    #[serde(skip_serializing_if = "is_zero")]
+    already_there: usize,
     guests: Vec<Line<'a>>,
+}
+
+impl Default for Summary<'_> {
+    fn default() -> Self {
+        let (moved, failed, already_there) = (0, 0, 0);
+        Self { schema: 1, r#type: "result", moved, failed, already_there, guests: Vec::new() }
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde passes")]
+fn is_zero(n: &usize) -> bool {
+    *n == 0
+}
+
+/// The last document of one guest that has no report.
+#[derive(Debug, Serialize)]
+struct Single<'a> {
+    schema: u32,
+    r#type: &'static str,
+    #[serde(flatten)]
+    line: Line<'a>,
+}
+
+/// Tells how it ended for one guest that has no report: in a document, or in a line.
+fn single(out: Output, end: &End) -> Result<(), Failure> {
+    let guest = &end.guest;
+    let document = Single { schema: 1, r#type: "result", line: line(end) };
+    match &end.how {
+        How::Already(to) => out.result(&document, &format!("{guest} is on {to} already")),
+        _ if out.json => out.result(&document, ""),
+        How::Left(Some(id)) => {
+            let next = format!("see: migrate watch {guest}; stop it: migrate cancel {guest}");
+            out.progress(&format!("{guest}: its move {id} goes on; {next}"));
+            Ok(())
+        }
+        _ => {
+            out.progress(&format!("{guest}: was not begun"));
+            Ok(())
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -278,6 +334,9 @@ struct Line<'a> {
     move_id: Option<Uuid>,
     #[serde(skip_serializing_if = "Option::is_none")]
     outcome: Option<MoveOutcome>,
+    /// It was on the host to which it was to be moved.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    already_there: bool,
     exit_code: u8,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<&'a ErrorBody>,
@@ -286,46 +345,54 @@ struct Line<'a> {
 /// Says how it ended, and gives the exit code.
 fn conclude(out: Output, several: bool, (ends, interrupted): &(Vec<End>, bool)) -> Done {
     let style = Style::of(&io::stderr());
-    for End { guest, how } in ends {
-        match how {
+    for end in ends {
+        match &end.how {
             // With --json the events have said it.
             _ if out.json && several => {}
             How::Ended(_) if out.json => {}
             How::Ended(report) => tell(out, report)?,
             How::Failed(failure) if out.json => out.failure(failure),
             How::Failed(failure) => eprint(&failure::lines(failure, style)),
-            How::Left(None) => out.progress(&format!("{guest}: was not begun")),
-            How::Left(Some(id)) => {
-                let next = format!("see: migrate watch {guest}; stop it: migrate cancel {guest}");
-                out.progress(&format!("{guest}: its move {id} goes on; {next}"));
-            }
+            How::Left(_) | How::Already(_) => single(out, end)?,
         }
     }
     let codes: Vec<u8> = ends.iter().map(End::exit_code).filter(|code| *code != OK).collect();
     if several {
-        let (moved, failed) = (ends.len() - codes.len(), codes.len());
+        let already_there = ends.iter().filter(|e| matches!(e.how, How::Already(_))).count();
+        let (moved, failed) = (ends.len() - codes.len() - already_there, codes.len());
         let guests = ends.iter().map(line).collect();
-        let document = Summary { schema: 1, r#type: "result", moved, failed, guests };
-        out.result(&document, &format!("{moved} of {} moved", ends.len()))?;
+        let document = Summary { moved, failed, already_there, guests, ..Summary::default() };
+        let there = if already_there > 0 {
+            format!(", {already_there} there already")
+        } else {
+            String::new()
+        };
+        out.result(&document, &format!("{moved} of {} moved{there}", ends.len()))?;
     }
     Ok(code_of_all(ends.len(), &codes, *interrupted))
 }
 
 fn line(end: &End) -> Line<'_> {
-    let exit_code = end.exit_code();
-    let guest = end.guest.as_str();
+    let blank = Line {
+        guest: end.guest.as_str(),
+        move_id: None,
+        outcome: None,
+        already_there: false,
+        exit_code: end.exit_code(),
+        error: None,
+    };
     match &end.how {
         How::Ended(report) => Line {
-            guest,
             move_id: Some(report.move_id),
             outcome: report.outcome,
-            exit_code,
             error: report.error.as_ref(),
+            ..blank
         },
-        How::Failed(failure) => {
-            Line { guest, move_id: None, outcome: None, exit_code, error: Some(&failure.0) }
+        How::Already(_) => Line { already_there: true, ..blank },
+        How::Failed(failure) => Line { error: Some(&failure.0), ..blank },
+        How::Left(id) => {
+            Line { move_id: *id, exit_code: ErrorCode::Interrupted.exit_code(), ..blank }
         }
-        How::Left(id) => Line { guest, move_id: *id, outcome: None, exit_code, error: None },
     }
 }
 

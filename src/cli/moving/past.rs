@@ -69,13 +69,11 @@ pub fn cancel(session: &Session, args: &WhichArgs) -> Done {
     let id = find(&client, &args.which)?;
     let now = block_on(client.report(id)).map_err(|e| client.failure(e))?;
     if now.outcome.is_some() {
-        if session.out.json {
-            session.out.result(&result_document(&now), "")?;
-        }
         return cancelled(session, &now);
     }
     let display = Display::new(session.out, false);
     let mut row = display.row(&now.guest, &now.to.name, &now.options);
+    row.without_result();
     let (_wish, mut wishes) = tokio::sync::watch::channel(Wish::Cancel);
     let followed = block_on(async { Ok(follow::follow(&client, id, &mut row, &mut wishes).await) });
     drop(row);
@@ -85,28 +83,35 @@ pub fn cancel(session: &Session, args: &WhichArgs) -> Done {
     }
 }
 
-/// How a cancellation ended, by the outcome of its move.
+/// How a cancellation ended, by the outcome of its move. One document tells it all.
 fn cancelled(session: &Session, report: &MoveReport) -> Done {
     let out = session.out;
     let (guest, from) = (&report.guest, &report.from.name);
-    match report.outcome {
-        Some(MoveOutcome::Kept) => {
-            let words = format!("{guest} was not moved; it runs on {from}, as before");
-            if !out.json {
-                out.result(report, &words)?;
-            }
-            Ok(OK)
-        }
-        Some(MoveOutcome::Moved) => Err(Failure::new(
+    let late = (report.outcome == Some(MoveOutcome::Moved)).then(|| {
+        Failure::new(
             ErrorCode::WrongState,
             format!("it is too late: {guest} was moved to {}", report.to.name),
             format!("move it back, there: migrate move {guest} --to {from}"),
-        )),
-        _ => {
-            tell(out, report)?;
-            Ok(report.exit_code())
-        }
+        )
+    });
+    let code = match (report.outcome, &late) {
+        (Some(MoveOutcome::Kept), _) => OK,
+        (_, Some(late)) => late.0.code.exit_code(),
+        _ => report.exit_code(),
+    };
+    if out.json {
+        let error = late.map(|late| *late.0).or_else(|| report.error.clone());
+        out.result(&result_document(&MoveReport { error, ..report.clone() }), "")?;
+        return Ok(code);
     }
+    match (report.outcome, late) {
+        (_, Some(late)) => return Err(late),
+        (Some(MoveOutcome::Kept), _) => {
+            out.result(report, &format!("{guest} was not moved; it runs on {from}, as before"))?;
+        }
+        _ => tell(out, report)?,
+    }
+    Ok(code)
 }
 
 /// Follows moves to their outcomes. Ctrl-C leaves them alone.

@@ -41,6 +41,8 @@ impl Default for Limits {
 pub struct Claim {
     /// The move.
     pub move_id: Uuid,
+    /// The host that it comes from.
+    pub from: Uuid,
     /// Its name.
     pub name: String,
     /// Its identity.
@@ -56,10 +58,11 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// What `guest` needs, with a receiver on `ports` ports.
-    pub fn of(move_id: Uuid, guest: &GuestDefinition, ports: usize) -> Self {
+    /// What `guest` needs that comes from the host `from`, with a receiver on `ports` ports.
+    pub fn of(move_id: Uuid, from: Uuid, guest: &GuestDefinition, ports: usize) -> Self {
         Self {
             move_id,
+            from,
             name: guest.name.clone(),
             uuid: guest.uuid,
             memory: guest.memory_bytes,
@@ -265,6 +268,18 @@ impl Room {
             self.unwanted.pop_front();
         }
         None
+    }
+
+    /// Whether something is promised to `attempt`.
+    pub fn holds(&self, attempt: Uuid) -> bool {
+        self.held.contains_key(&attempt)
+    }
+
+    /// An attempt before `attempt` that its own source has given up by asking for this one: a host
+    /// gives a guest away in one move at a time. Whether it can be ended is not decided here.
+    pub fn left_behind(&self, attempt: Uuid, claim: &Claim) -> Option<Uuid> {
+        let same = |h: &Held| h.claim.uuid == claim.uuid && h.claim.from == claim.from;
+        self.held.iter().find(|(id, h)| **id != attempt && same(h)).map(|(id, _)| *id)
     }
 
     /// The promise to `attempt` is over. Without effect if there is none.

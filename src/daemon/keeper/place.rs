@@ -12,7 +12,7 @@ use migrate_engine::handover::daemon::{Acting, Keeper};
 use migrate_engine::handover::effect::{Effect, Input};
 use migrate_engine::handover::journal::{Ledger, Mark, Record};
 use migrate_engine::handover::message::{Message, SourceSays, ToTarget};
-use migrate_engine::handover::term::{Beside, BootId, Millis, QuestionId};
+use migrate_engine::handover::term::{Beside, BootId, Millis, QuestionId, Term};
 use uuid::Uuid;
 use vmm::devices::virtio::block::{DiskOpenError, open_disk};
 
@@ -99,6 +99,10 @@ impl Place {
                     let input = self.take_owner().await;
                     self.step(input);
                 }
+                Effect::StampOffer(term) => {
+                    let input = self.reserve(term).await;
+                    self.step(input);
+                }
                 Effect::DropOwner => self.disks = None,
                 Effect::Report(notice) => {
                     tracing::info!(GUEST = self.whose.name, ?notice, "a hand-over");
@@ -173,6 +177,23 @@ impl Place {
             Err(error) => {
                 tracing::error!(GUEST = name, %error, "the guest's disks");
                 Input::OwnerBusy
+            }
+        }
+    }
+
+    /// Nobody else may use this term any more. OWNER is held.
+    async fn reserve(&self, term: Term) -> Input {
+        let name = &self.whose.name;
+        let Some(set) = self.disks.clone() else { return Input::StampFailed };
+        match tokio::task::spawn_blocking(move || set.stamp_offer(term)).await {
+            Ok(Ok(())) => Input::OfferStamped,
+            Ok(Err(error)) => {
+                tracing::warn!(GUEST = name, %error, "a hand-over waits for the guest's disks");
+                Input::StampFailed
+            }
+            Err(error) => {
+                tracing::error!(GUEST = name, %error, "the guest's disks");
+                Input::StampFailed
             }
         }
     }

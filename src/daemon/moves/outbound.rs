@@ -33,6 +33,8 @@ use crate::logging;
 
 /// How long a guest process may take to tell of itself.
 const LOOK: Duration = Duration::from_secs(5);
+/// How long the other host may take to let go of an attempt before the end is reported.
+const LET_GO: Duration = Duration::from_secs(6);
 
 /// The guest, which must have a process here.
 pub async fn find(daemon: &Daemon, name: &str) -> Result<(GuestClient, GuestInfo), Failure> {
@@ -106,9 +108,9 @@ pub async fn target(daemon: &Arc<Daemon>, name: &str) -> Result<HostRef, Failure
     let parsed = host_name(name)?;
     if identity.as_ref().is_some_and(|i| *i.host.name() == parsed) {
         return Err(Failure::new(
-            ErrorCode::Usage,
-            format!("'{name}' is this host: the guest is there already"),
-            "name another host: migrate host ls",
+            ErrorCode::AlreadyThere,
+            format!("the guest is on {name} already"),
+            "to move it elsewhere, name another host: migrate host ls",
         ));
     }
     let known = daemon.find(name).await?;
@@ -152,9 +154,15 @@ async fn order(
     let start = match agreed {
         Ok(start) => start,
         Err(failure) => {
-            // One that refused has nothing to clear up.
-            if matches!(failure.0.code, ErrorCode::Cancelled | ErrorCode::Unreachable) {
-                abandon(daemon, open);
+            match failure.0.code {
+                ErrorCode::Cancelled => abandon(daemon, open).await,
+                // It will not answer sooner now.
+                ErrorCode::Unreachable => {
+                    let (daemon, open) = (Arc::clone(daemon), open.clone());
+                    tokio::spawn(async move { abandon(&daemon, &open).await });
+                }
+                // One that refused has nothing to clear up.
+                _ => {}
             }
             return Err(failure);
         }
@@ -170,7 +178,7 @@ async fn order(
             Ok(())
         }
         Err(error) => {
-            abandon(daemon, open);
+            abandon(daemon, open).await;
             Err(client.failure(error))
         }
     }
@@ -237,16 +245,20 @@ async fn agree(
     })
 }
 
-/// Tells the other daemon that nobody comes; nobody waits for that. A receiver that is not told
-/// finds out by itself, after a minute.
-fn abandon(daemon: &Arc<Daemon>, open: &Open) {
+/// Tells the other daemon that nobody comes, and waits for its word that nothing of the attempt is
+/// left there, but not for long: it goes on being told. A receiver that is not told finds out by
+/// itself, after a minute.
+async fn abandon(daemon: &Arc<Daemon>, open: &Open) {
     let (daemon, to) = (Arc::clone(daemon), open.about.to.name.clone());
     let (id, attempt) = (open.about.move_id, open.attempt);
-    tokio::spawn(async move {
+    let telling = tokio::spawn(async move {
         if let Err(failure) = daemon.ask(&to, Request::Abandon { attempt }).await {
             tracing::warn!(MOVE = %id, %failure, "a receiver may wait in vain for a minute");
         }
     });
+    if tokio::time::timeout(LET_GO, telling).await.is_err() {
+        tracing::warn!(MOVE = %id, "the destination has not let go of the attempt yet");
+    }
 }
 
 /// What came of a move whose process was heard for the last time.
@@ -256,14 +268,14 @@ async fn hear_out(daemon: &Arc<Daemon>, open: &Arc<Open>, heard: Heard) -> MoveR
         Heard::Result(report) => {
             if report.outcome == Some(MoveOutcome::Kept) {
                 // A receiver that never heard from the source waits no longer.
-                abandon(daemon, open);
+                abandon(daemon, open).await;
             }
             let to = HostRef { name: about.to.name.clone(), ..report.to.clone() };
             MoveReport { started: about.started, to, ..*report }
         }
         Heard::Dead(acting) => dead(daemon, open, acting).await,
         Heard::Unknown => {
-            abandon(daemon, open);
+            abandon(daemon, open).await;
             let what = "the daemon ended before the guest's process had begun to move";
             let failure = Failure::new(ErrorCode::MoveFailed, what, "start the move again");
             failed(about, failure)

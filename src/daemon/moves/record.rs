@@ -182,6 +182,7 @@ mod tests {
                 "neither a cut one nor one of another name"
             );
         }
+        crate::guest::testing::hostile_json(&open);
         remove(&dirs, Uuid::from_u128(5));
         remove(&dirs, Uuid::from_u128(5));
         assert_eq!(all(&dirs), []);

@@ -54,6 +54,7 @@ fn table() -> Vec<(Request, [bool; 4])> {
         (json!("cpu"), [false, false, true, false]),
         (json!({ "prepare": prepare }), [true, false, false, false]),
         (json!({ "abandon": { "attempt": id } }), [true, false, false, false]),
+        (json!({ "paths": { "paths": ["/a"] } }), [true, false, false, false]),
         (json!({ "words": { "guest": id, "words": { "frame": "" } } }), [true, true, false, false]),
         (
             json!({ "process-gone": { "guest": id, "move_id": id, "gone": { "why": "" } } }),
@@ -95,9 +96,10 @@ fn every_request_needs_a_right() {
             Request::Join { .. } => 10,
             Request::ProcessGone { .. } => 11,
             Request::Cpu => 12,
+            Request::Paths { .. } => 13,
         })
         .collect();
-    assert_eq!(kinds.len(), 13);
+    assert_eq!(kinds.len(), 14);
     for (request, needs) in table {
         for set in 0..16u8 {
             let has = |bit: usize| set & (1 << bit) != 0;
@@ -107,4 +109,19 @@ fn every_request_needs_a_right() {
             assert_eq!(request.is_allowed(rights), enough, "{request:?} with {rights:?}");
         }
     }
+}
+
+#[test]
+fn a_damaged_request_of_each_kind_is_refused_or_another() {
+    for (request, _) in table() {
+        crate::guest::testing::hostile_json(&Question { request, ..question(vec![1]) });
+    }
+}
+
+#[test]
+fn a_document_that_is_too_long_is_not_looked_at() {
+    let mut long = serde_json::to_vec(&question(vec![1])).unwrap();
+    assert!(decode::<Question>(&long).is_ok());
+    long.resize(DOCUMENT_MAX + 1, b' ');
+    assert!(decode::<Question>(&long).unwrap_err().0.message.contains("bytes"));
 }

@@ -38,7 +38,7 @@ pub enum JournalError {
         other: Option<String>,
     },
     /// The file system refuses.
-    #[error("the guest's journal {path} cannot be {what}: {source}")]
+    #[error("the guest's journal {path} cannot be {what}: {source}{}", hint(source))]
     Io {
         /// The journal.
         path: PathBuf,
@@ -58,6 +58,15 @@ pub enum JournalError {
     /// A step that cannot follow what is written.
     #[error("the guest's journal does not allow it: {0}")]
     Illegal(#[from] handover::Illegal),
+}
+
+/// What to do about it, where that is certain.
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull => ": its disk is full, make room there",
+        io::ErrorKind::QuotaExceeded => ": make room, or have the quota raised",
+        _ => "",
+    }
 }
 
 /// Whose journal it is, for its first record.

@@ -219,6 +219,8 @@ pub(crate) fn owned(term: u64) -> Ledger {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// Version 1 as it lies on disks. It must never change.
@@ -263,5 +265,83 @@ mod tests {
         bytes.extend_from_slice(body);
         assert_eq!(decode(&bytes), Err(RecordError::Version(2)));
         assert!(decode(&vec![b'x'; MAX_BYTES + 1]).is_err());
+    }
+
+    fn any_record() -> impl Strategy<Value = Record> {
+        let state = prop_oneof![
+            Just(State::Owner),
+            Just(State::Stopped),
+            any::<u128>().prop_map(|save| State::Saved { save: Uuid::from_u128(save) }),
+        ];
+        let since = Timestamp::MIN.as_second()..=Timestamp::MAX.as_second();
+        let texts = (any::<String>(), any::<String>(), any::<Option<String>>());
+        let numbers = (any::<u128>(), any::<Option<u128>>(), 1..u64::MAX, any::<bool>());
+        (texts, numbers, since, state).prop_map(|(texts, numbers, since, state)| Record {
+            uuid: Uuid::from_u128(numbers.0),
+            name: texts.0,
+            host: texts.1,
+            peer: texts.2,
+            since: Timestamp::from_second(since).unwrap(),
+            origin: numbers.1.map(Uuid::from_u128),
+            saved_ever: numbers.3,
+            state,
+            says: says(&owned(numbers.2)),
+            ledger: owned(numbers.2),
+        })
+    }
+
+    /// What a program writes that computes lengths and checksums over anything it likes.
+    fn sealed(body: &[u8]) -> Vec<u8> {
+        [header(VERSION, body).as_bytes(), body].concat()
+    }
+
+    fn refused_or_read_again(bytes: &[u8]) {
+        if let Ok(record) = decode(bytes) {
+            assert_eq!(decode(&encode(&record).unwrap()), Ok(record));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_record_comes_back_and_only_whole(
+            record in any_record(), at: prop::sample::Index,
+        ) {
+            let good = encode(&record).unwrap();
+            prop_assert!(good.len() <= MAX_BYTES);
+            prop_assert_eq!(decode(&good), Ok(record));
+            prop_assert!(decode(&good[..at.index(good.len())]).is_err());
+            for bit in 0..8 {
+                let mut bad = good.clone();
+                bad[at.index(good.len())] ^= 1 << bit;
+                prop_assert!(decode(&bad).is_err());
+            }
+        }
+
+        #[test]
+        fn any_body_is_refused_or_a_record(
+            bytes in prop::collection::vec(any::<u8>(), 0..600),
+            record in any_record(),
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..5),
+        ) {
+            refused_or_read_again(&bytes);
+            refused_or_read_again(&sealed(&bytes));
+            let good = encode(&record).unwrap();
+            let start = good.iter().position(|b| *b == b'\n').unwrap() + 1;
+            let mut body = good[start..].to_vec();
+            for (at, value) in changes {
+                let at = at.index(body.len());
+                body[at] = value;
+            }
+            refused_or_read_again(&sealed(&body));
+        }
+    }
+
+    #[test]
+    fn what_would_not_be_read_back_is_not_written() {
+        let long = Record { name: "x".repeat(MAX_BYTES), ..example() };
+        assert!(matches!(encode(&long), Err(RecordError::TooLong(_))));
+        // Deep nesting ends in an error, not at the end of the stack.
+        let deep = "[".repeat(MAX_BYTES - 64);
+        assert!(matches!(decode(&sealed(deep.as_bytes())), Err(RecordError::Body(_))));
     }
 }

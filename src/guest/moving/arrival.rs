@@ -115,7 +115,10 @@ async fn run<R: MachineReceiver>(
     let (mut commands, patience) = (commands, Duration::from_millis(spec.patience_ms));
     let link = tokio::select! {
         link = end.accept(sockets, patience) => link,
-        why = given_up(&mut commands) => Err(Failure::new(ErrorCode::Cancelled, why, "")),
+        why = given_up(&mut commands) => {
+            let next = "start the move again when it suits";
+            Err(Failure::new(ErrorCode::Cancelled, why, next))
+        }
     };
     let link = match link {
         Ok(link) => link,

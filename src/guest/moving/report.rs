@@ -2,7 +2,9 @@
 //! nothing and reads no clock.
 
 use jiff::Timestamp;
-use migrate_engine::session::report::{self as engine, Reason, Report, Side, Step, Verdict};
+use migrate_engine::session::report::{
+    self as engine, Predicted, Reason, Report, Side, Step, Verdict,
+};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -58,6 +60,7 @@ impl About {
             frame_bytes: 0,
             udp_bytes: 0,
             predicted_downtime_ms: None,
+            predicted_parts_ms: Vec::new(),
             downtime_ms: None,
             rehearsal_restore_ms: None,
             limited_by: None,
@@ -91,6 +94,7 @@ impl About {
             frame_bytes: report.rounds.iter().map(|r| r.frame_bytes).sum(),
             udp_bytes: link.sent_bytes,
             predicted_downtime_ms: report.predicted.as_ref().map(|p| ms(p.total_us)),
+            predicted_parts_ms: report.predicted.as_ref().map(parts).unwrap_or_default(),
             downtime_ms: report.downtime_us.map(ms),
             rehearsal_restore_ms: report.rehearsal.as_ref().map(|r| ms(r.restore_us)),
             limited_by: Some(report.limited_by.clone()).filter(|l| !l.is_empty()),
@@ -103,6 +107,21 @@ impl About {
             ..self.blank(MovePhase::Ended)
         }
     }
+}
+
+/// The parts of a prediction that are not nothing.
+fn parts(predicted: &Predicted) -> Vec<(String, f64)> {
+    let Predicted { stop_us, memory_us, state_us, restore_us, outside_us, network_us, .. } =
+        *predicted;
+    let all = [
+        ("stop", stop_us),
+        ("memory", memory_us),
+        ("state", state_us),
+        ("restore", restore_us),
+        ("outside", outside_us),
+        ("network", network_us),
+    ];
+    all.into_iter().filter(|(_, us)| *us > 0).map(|(name, us)| (name.to_owned(), ms(us))).collect()
 }
 
 fn audit(report: &Report) -> Option<bool> {
@@ -236,18 +255,22 @@ fn why(reason: Reason, text: &str, side: Side, to: &str) -> ErrorBody {
         Reason::LinkLost | Reason::PeerGone => {
             (ErrorCode::MoveFailed, "check the network and the other host: migrate host check")
         }
-        Reason::Refused | Reason::NotAnnounced | Reason::NeverRan => {
-            (ErrorCode::MoveFailed, "see the log of the guest's process on the other host")
-        }
+        Reason::Refused | Reason::NotAnnounced | Reason::NeverRan => (
+            ErrorCode::MoveFailed,
+            "mend what the other host says; the log of the guest's process there says more",
+        ),
         Reason::Deadline => {
             (ErrorCode::MoveFailed, "try again; a longer --max-downtime gives the target more time")
         }
         Reason::DigestDiffers => {
             (ErrorCode::MoveFailed, "report this: memory was not transferred right")
         }
-        Reason::Journal | Reason::Disks => {
-            (ErrorCode::MoveFailed, "check the state directory and the disks' storage")
-        }
+        Reason::Journal => (
+            ErrorCode::MoveFailed,
+            "make room in the state directory of that host, and see that it can be written; then \
+             move the guest again",
+        ),
+        Reason::Disks => (ErrorCode::MoveFailed, "check the disks' storage"),
         Reason::Protocol
         | Reason::CopyFailed
         | Reason::GuestFailed

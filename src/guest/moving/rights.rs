@@ -127,11 +127,13 @@ fn parse(name: &str) -> Option<Mark> {
         return None;
     }
     let id = SwitchId(u128::from_str_radix(id, 16).ok()?);
-    match kind {
-        "ceded" => Some(Mark::Ceded(id)),
-        "ran" => Some(Mark::Ran(id)),
-        _ => None,
-    }
+    let mark = match kind {
+        "ceded" => Mark::Ceded(id),
+        "ran" => Mark::Ran(id),
+        _ => return None,
+    };
+    // There is one spelling of each.
+    (name == self::name(mark)).then_some(mark)
 }
 
 fn set(path: &Path, boot: BootId) -> io::Result<()> {
@@ -164,6 +166,8 @@ pub fn marks(dir: &Path, boot: BootId) -> io::Result<Vec<Mark>> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -181,5 +185,19 @@ mod tests {
         found.sort();
         assert_eq!(found, all);
         assert_eq!(marks(&dir.path().join("missing"), now).unwrap(), []);
+    }
+
+    proptest! {
+        #[test]
+        fn a_mark_has_one_name(id: u128, text: String, digits in "(ran|ceded)-[+0-9a-fA-F]{32}") {
+            for mark in [Mark::Ceded(SwitchId(id)), Mark::Ran(SwitchId(id))] {
+                prop_assert_eq!(parse(&name(mark)), Some(mark));
+            }
+            for text in [text, digits] {
+                if let Some(mark) = parse(&text) {
+                    prop_assert_eq!(name(mark), text);
+                }
+            }
+        }
     }
 }

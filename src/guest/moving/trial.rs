@@ -65,9 +65,12 @@ pub fn attempt(
     saved: &[SavedDisk],
     restore: impl FnOnce(&[u8]) -> Rehearsal,
 ) -> Rehearsal {
-    let found = match postcard::from_bytes::<Trial>(document) {
-        Ok(trial) if trial.format == FORMAT => Ok(trial),
-        Ok(trial) => Err(format!("version {} of it is not known here", trial.format)),
+    let found = match postcard::take_from_bytes::<Trial>(document) {
+        Ok((trial, _)) if trial.format != FORMAT => {
+            Err(format!("version {} of it is not known here", trial.format))
+        }
+        Ok((_, rest)) if !rest.is_empty() => Err(format!("{} bytes follow it", rest.len())),
+        Ok((trial, _)) => Ok(trial),
         Err(error) => Err(error.to_string()),
     };
     let trial = match found {
@@ -95,6 +98,8 @@ fn said(failure: &Failure) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -109,6 +114,40 @@ mod tests {
         for cut in 0..good.len() {
             let rehearsal = attempt(&good[..cut], &disks, &[], |_| panic!("not a whole document"));
             assert_eq!(rehearsal.problems.len(), 1);
+        }
+    }
+
+    proptest! {
+        /// A source that sends anything it likes: problems, or a trial of some state.
+        #[test]
+        fn any_bytes_are_a_problem_or_a_state(
+            noise in prop::collection::vec(any::<u8>(), 0..200),
+            state in prop::collection::vec(any::<u8>(), 0..40),
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+            more in prop::collection::vec(any::<u8>(), 1..4),
+        ) {
+            let disks = DiskSet::start(Uuid::nil(), &[]).unwrap();
+            let good = document(state, &disks, &[]).unwrap().state;
+            let seen = |document: &[u8]| {
+                let mut tried = false;
+                let rehearsal = attempt(document, &disks, &[], |state| {
+                    tried = true;
+                    // No more than was sent, whatever lengths it tells.
+                    assert!(state.len() < document.len());
+                    Rehearsal { took: Duration::ZERO, problems: vec![] }
+                });
+                assert!(tried || rehearsal.problems.len() == 1);
+                tried
+            };
+            prop_assert!(seen(&good));
+            prop_assert!(!seen(&[&good[..], &more[..]].concat()), "something follows");
+            seen(&noise);
+            let mut bad = good;
+            for (at, value) in changes {
+                let at = at.index(bad.len());
+                bad[at] = value;
+            }
+            seen(&bad);
         }
     }
 }

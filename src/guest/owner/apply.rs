@@ -9,11 +9,14 @@ use super::{
     Handles, HostStopFile, Instant, MakeMachine, Owner, PausedMachine, Reply, Request,
     SaveUnderWay, State, Term, Timestamp,
 };
+use vmm::memory::layout::PAGE_SIZE;
+
 use crate::api::ErrorCode;
 use crate::api::cpu::GuestCpu;
 use crate::guest::facts::VERSION;
 use crate::guest::journal::record::Record;
 use crate::guest::machine::RunningMachine;
+use crate::guest::measure::Measuring;
 use crate::guest::save::{self, Job};
 use crate::guest::savefile::Metadata;
 
@@ -32,8 +35,14 @@ pub(super) fn unexpected(what: &str, error: &dyn std::fmt::Display) -> Failure {
 impl<M: MakeMachine> Owner<M> {
     /// Does it; `Some` when the guest ends by it.
     pub(super) fn apply(&mut self, action: Action, request: Option<Request>) -> Option<Ending> {
+        if !matches!(action, Action::Answer | Action::Measure | Action::Ignore | Action::Refuse(_))
+        {
+            // Whatever it is may need the log, or end the machine that the log is of.
+            self.stop_measuring();
+        }
         match action {
             Action::Answer => self.answer(request, Ok(())),
+            Action::Measure => self.measure(request),
             Action::Pause => {
                 self.pause_machine();
                 self.answer(request, Ok(()))
@@ -110,6 +119,37 @@ impl<M: MakeMachine> Owner<M> {
             return Err(Failure::new(ErrorCode::Busy, why, "ask again later").retryable());
         };
         Ok(Answer::Cpu(Box::new(GuestCpu { schema: 1, shown: handles.controls.cpu() })))
+    }
+
+    /// Watches the guest's writes; the answer comes when that is done.
+    fn measure(&mut self, request: Option<Request>) -> Option<Ending> {
+        let Request { reply, .. } = request?;
+        let busy = || {
+            let why = "the guest's writes are being measured already";
+            Failure::new(ErrorCode::Busy, why, "ask again in a second").retryable()
+        };
+        let units = self.handles.as_ref().map_or(0, |h| h.ram.bytes / PAGE_SIZE);
+        let log = match &self.state {
+            _ if self.measuring.as_ref().is_some_and(Measuring::goes_on) => Err(busy()),
+            State::Running(machine) => machine.start_log(),
+            State::Paused(machine) => machine.start_log(),
+            _ => Err(busy()),
+        };
+        match log {
+            Ok(log) => {
+                self.stop_measuring();
+                self.measuring = Measuring::start(log, units, reply);
+            }
+            Err(failure) => reply.send(Err(failure.with_state(self.guest_state()))),
+        }
+        None
+    }
+
+    /// The dirty log is free when this returns.
+    pub(super) fn stop_measuring(&mut self) {
+        if let Some(measuring) = self.measuring.take() {
+            measuring.stop();
+        }
     }
 
     fn set_cpu_share(&self, share: u8) -> Result<(), Failure> {

@@ -60,6 +60,7 @@ pub fn report() -> MoveReport {
         memory_bytes: 1 << 30,
         frame_bytes: 580 << 20,
         udp_bytes: 600 << 20,
+        predicted_parts_ms: Vec::new(),
         predicted_downtime_ms: Some(40.5),
         downtime_ms: Some(38.25),
         rehearsal_restore_ms: Some(4.2),

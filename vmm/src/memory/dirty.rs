@@ -211,3 +211,51 @@ impl Drop for DirtyLog {
         self.in_use.store(false, Ordering::Release);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{DirtyTracking, MemoryConfig};
+    use crate::kvm::Kvm;
+    use crate::memory::GuestRam;
+
+    /// KVM gives out the log only of a slot whose pages it watches.
+    fn is_watched(vm: &Vm) -> bool {
+        let pages = vm.ram().ranges()[0].len / PAGE_SIZE;
+        let mut words = vec![0; usize::try_from(pages.div_ceil(WORD_PAGES)).unwrap()];
+        match ioctls::get_dirty_log(vm.fd(), 0, pages, &mut words) {
+            Ok(()) => true,
+            Err(error) => {
+                assert_eq!(error.raw_os_error(), Some(libc::ENOENT), "{error}");
+                false
+            }
+        }
+    }
+
+    #[test]
+    fn a_log_that_is_let_go_leaves_no_page_watched() {
+        let Ok(kvm) = Kvm::open() else {
+            eprintln!("SKIPPED: /dev/kvm is missing or may not be opened");
+            return;
+        };
+        for tracking in [DirtyTracking::Log, DirtyTracking::PlainLog] {
+            let ram = GuestRam::new(&MemoryConfig::new(16 << 20, false).unwrap()).unwrap();
+            let vm = Vm::new(&kvm, ram, tracking).unwrap();
+            let in_use = Arc::new(AtomicBool::new(false));
+            assert!(!is_watched(&vm));
+            for stop in [true, false] {
+                let log = DirtyLog::start(&vm, None, Arc::clone(&in_use)).unwrap();
+                assert!(is_watched(&vm));
+                let second = DirtyLog::start(&vm, None, Arc::clone(&in_use));
+                assert!(matches!(second, Err(DirtyError::InUse)));
+                if stop {
+                    log.stop().unwrap();
+                } else {
+                    drop(log);
+                }
+                assert!(!is_watched(&vm), "{tracking:?}, stop {stop}");
+                assert!(!in_use.load(Ordering::Acquire));
+            }
+        }
+    }
+}

@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 
 /// Value of an `.equ` of the guest's source that is one literal.
@@ -134,4 +136,22 @@ fn the_log_ring_tells_when_it_lost_entries() {
     let last: Vec<u64> = cpu.log_entries(LOG_ENTRIES - 1, LOG_ENTRIES + 1).unwrap().collect();
     assert_eq!(last, [PAGES + (LOG_ENTRIES - 1) * 8, PAGES]);
     assert!(cpu.log_entries(5, LOG_ENTRIES + 3).is_none());
+}
+
+proptest! {
+    /// A guest writes there what it likes, also while it is read.
+    #[test]
+    fn any_area_is_refused_or_read(
+        words in prop::collection::vec((0..CONTROL_LEN / 8, any::<u64>(), 0..64u32), 0..40),
+        cut in 0..CONTROL_LEN,
+    ) {
+        let mut bytes = area();
+        for (at, value, small) in words {
+            put(&mut bytes, at * 8, value >> small);
+        }
+        if let Ok(control) = Control::parse(&bytes) {
+            prop_assert!((1..=MAX_CPUS as usize).contains(&control.cpus.len()));
+        }
+        prop_assert_eq!(Control::parse(&bytes[..cut]), Err(ControlError::Short(cut)));
+    }
 }

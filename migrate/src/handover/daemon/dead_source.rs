@@ -3,7 +3,7 @@
 use super::super::effect::{Effect, Input, Notice, Timer};
 use super::super::journal::{Mark, Marks, Record};
 use super::super::message::{Body, Message, SourceSays, TargetSays, ToSource};
-use super::super::term::{Millis, QuestionId, Stamp, Switch};
+use super::super::term::{Millis, QuestionId, Stamp, Switch, Term};
 use super::{Acting, Keeper, Next, again, new_term, probe, record, stamp, tell};
 
 /// It died with an open offer.
@@ -33,7 +33,8 @@ fn settle(switch: Switch, cede: bool, arbiter: bool, now: Millis) -> (Acting, Ve
         (true, false) => record(switch, Record::Ceded(switch)),
         (true, true) => ask(Acting::Deciding { switch, expect, want }, expect, want, now),
         (false, _) => {
-            (Acting::TakingBack { switch, right: switch.held() }, vec![Effect::TakeOwner])
+            let right = switch.held();
+            (Acting::TakingBack { switch, right, term: None }, vec![Effect::TakeOwner])
         }
     }
 }
@@ -97,38 +98,46 @@ pub(super) fn fate(keeper: &Keeper, switch: Switch, input: Input, now: Millis) -
     match heard(keeper, input)?.0 {
         TargetSays::Ran { durable: true } => Some(record(switch, Record::Moved(switch))),
         TargetSays::NeverRan => {
-            let acting = Acting::TakingBack { switch, right: switch.moved() };
+            let right = switch.moved();
+            let acting = Acting::TakingBack { switch, right, term: None };
             Some((acting, vec![Effect::TakeOwner]))
         }
         _ => None,
     }
 }
 
-/// OWNER keeps everybody from the disks while the new term is found and recorded. `right` is
-/// what it replaces: the source's before the switch, or the target's.
+/// OWNER keeps everybody from the disks while the new term is found, reserved and recorded.
+/// `right` is what it replaces: the source's before the switch, or the target's.
 pub(super) fn taking_back(
     keeper: &Keeper,
     switch: Switch,
-    right: Stamp,
+    (right, term): (Stamp, Option<Term>),
     input: Input,
     now: Millis,
 ) -> Next {
-    let here = Acting::TakingBack { switch, right };
-    match input {
-        Input::OwnerTaken(beside) => {
+    let to = |term| Acting::TakingBack { switch, right, term };
+    match (term, input) {
+        (None, Input::OwnerTaken(beside)) => {
             if beside.owner != switch.moved() && beside.supersedes(switch.withdrawn()) {
                 return Some(superseded(switch));
             }
             let term = new_term(&keeper.ledger, &beside);
+            Some((to(Some(term)), vec![Effect::StampOffer(term)]))
+        }
+        (Some(term), Input::OfferStamped) => {
             if !keeper.arbiter {
                 return Some(record(switch, Record::Owner { term }));
             }
             let want = stamp(keeper.ledger.host(), term);
             Some(ask(Acting::Deciding { switch, expect: right, want }, right, want, now))
         }
-        Input::OwnerBusy => Some((here, vec![again(now)])),
-        Input::Timer(Timer::Again) => Some((here, vec![Effect::TakeOwner])),
-        _ if is_ask(input) => Some((here, vec![meanwhile(switch, right)])),
+        (None, Input::OwnerBusy) | (Some(_), Input::StampFailed) => {
+            Some((to(term), vec![again(now)]))
+        }
+        (_, Input::Timer(Timer::Again)) => {
+            Some((to(term), vec![term.map_or(Effect::TakeOwner, Effect::StampOffer)]))
+        }
+        _ if is_ask(input) => Some((to(term), vec![meanwhile(switch, right)])),
         _ => None,
     }
 }

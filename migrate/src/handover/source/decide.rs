@@ -31,7 +31,9 @@ pub(super) fn deciding(switch: Switch, give: bool, input: Input, now: Millis) ->
     }
 }
 
-/// The target's durable word that it never ran is there: OWNER, a new term, journal, disks, run.
+/// The target's durable word that it never ran is there: OWNER, a new term that is reserved beside
+/// the disks (an operator may take the guest over elsewhere before it is written there as ours),
+/// journal, disks, run.
 pub(super) fn returning(
     setup: &Setup,
     switch: Switch,
@@ -44,10 +46,17 @@ pub(super) fn returning(
     match (step, input) {
         (Return::Locking, Input::OwnerTaken(beside)) => Some(locked(setup, switch, beside)),
         (Return::Locking, Input::Timer(Timer::Again)) => Some((to(step), vec![Effect::TakeOwner])),
+        (Return::Reserving(term), Input::OfferStamped) => Some(reserved(setup, switch, term)),
+        (Return::Reserving(term), Input::Timer(Timer::Again)) => {
+            Some((to(step), vec![Effect::StampOffer(term)]))
+        }
         (Return::Deciding(term), Input::Arbiter(s)) if s == mine(setup, term) => {
             Some((to(Return::Recording(term)), vec![Effect::Record(own(term))]))
         }
-        (Return::Deciding(_), Input::Arbiter(s)) if s != switch.moved() => Some(superseded(switch)),
+        // An answer from before the guest was given away may come late.
+        (Return::Deciding(_), Input::Arbiter(s)) if s != switch.moved() && !switch.is_held(s) => {
+            Some(superseded(switch))
+        }
         (
             Return::Deciding(term),
             Input::Arbiter(_) | Input::ArbiterSilent | Input::Timer(Timer::Again),
@@ -57,7 +66,7 @@ pub(super) fn returning(
         }
         (Return::Locking, Input::OwnerBusy)
         | (
-            Return::Recording(_) | Return::Stamping(_),
+            Return::Reserving(_) | Return::Recording(_) | Return::Stamping(_),
             Input::RecordFailed(_) | Input::StampFailed,
         ) => Some((to(step), vec![again(now)])),
         (Return::Recording(term), Input::Timer(Timer::Again)) => {
@@ -80,6 +89,10 @@ fn locked(setup: &Setup, switch: Switch, beside: Beside) -> (State, Vec<Effect>)
         return superseded(switch);
     }
     let term = Term::above(&[setup.highest, switch.term, beside.highest()]);
+    (State::Returning { switch, step: Return::Reserving(term) }, vec![Effect::StampOffer(term)])
+}
+
+fn reserved(setup: &Setup, switch: Switch, term: Term) -> (State, Vec<Effect>) {
     let (step, effect) = if setup.arbiter {
         (Return::Deciding(term), claim(setup, switch, term))
     } else {

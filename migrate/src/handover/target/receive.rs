@@ -34,6 +34,10 @@ pub(super) fn first_heard(setup: &Setup, state: State, switch: Switch, what: ToT
             Some((State::Accepting { switch, locked: false }, vec![Effect::TakeNext]))
         }
         // The source is dead, and we have nothing of it on record.
+        // Older switches are answered from the journal.
+        (State::Filling | State::NotTaken, ToTarget::Probe(_)) if switch.term <= setup.highest => {
+            None
+        }
         (State::Filling, ToTarget::Probe(question)) => {
             let answer = says(switch, TargetSays::NeverRecorded, Some(question));
             Some(not_taken(Why::LinkLost, vec![answer]))

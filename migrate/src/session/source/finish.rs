@@ -4,6 +4,7 @@ use super::super::Event;
 use super::super::edge::Clock;
 use super::super::report::{Phase, Reason, Step, Verdict};
 use super::super::wait::blocking;
+use super::hear::reason_of_refusal;
 use super::hold::Hold;
 use super::session::Session;
 use super::{Held, Kept, Outcome};
@@ -30,7 +31,7 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
         let (reason, text) = match why {
             Why::Cancelled => (Reason::Cancelled, "the move was cancelled"),
             Why::LinkLost => (Reason::LinkLost, "the link to the target was gone too long"),
-            Why::Refused(_) => (Reason::Refused, "the target does not take part"),
+            Why::Refused(why) => (reason_of_refusal(why), "the target does not take part"),
             Why::CopyFailed => (Reason::CopyFailed, "copying failed"),
             Why::Deadline => {
                 (Reason::Deadline, "the pause was not answered in time: the switch was withdrawn")

@@ -12,7 +12,7 @@ use super::hold::Hold;
 use super::session::{Done, Session, Stage};
 use crate::failpoint;
 use crate::handover::effect::Input;
-use crate::handover::message::{Body, Message, TargetSays, ToSource};
+use crate::handover::message::{Body, Message, Refusal, TargetSays, ToSource};
 use crate::handover::term::SwitchId;
 use crate::port::{ReadUnits, Rights, RunningGuest};
 use crate::pump::TalkError;
@@ -158,7 +158,9 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
         {
             match says {
                 TargetSays::NeverRan => self.log.cause(Reason::NeverRan, text),
-                TargetSays::Refuses(_) if self.is_free() => self.log.cause(Reason::Refused, text),
+                TargetSays::Refuses(why) if self.is_free() => {
+                    self.log.cause(reason_of_refusal(why), format!("at the destination, {text}"));
+                }
                 _ => {}
             }
         }
@@ -236,6 +238,19 @@ fn read_reply(frame: &Bytes) -> Result<Reply, WireError> {
 
 fn reason_of(code: RefuseCode) -> Reason {
     if code == RefuseCode::INCOMPATIBLE { Reason::Incompatible } else { Reason::Refused }
+}
+
+/// The reason of a refusal, where it is more than that.
+pub(super) fn reason_of_refusal(why: Refusal) -> Reason {
+    match why {
+        Refusal::Journal => Reason::Journal,
+        Refusal::Incompatible => Reason::Incompatible,
+        Refusal::OldTerm
+        | Refusal::Malformed
+        | Refusal::DiskTaken
+        | Refusal::DiskNewer
+        | Refusal::NotWaiting => Reason::Refused,
+    }
 }
 
 fn reason_of_end(why: &TalkError) -> Reason {

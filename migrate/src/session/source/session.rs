@@ -13,7 +13,7 @@ use super::super::line::{Line, Peer, PumpTalk};
 use super::super::record::Recorder;
 use super::super::report::{Phase, Reason, Side};
 use super::super::wait::{Jobs, Timers};
-use super::super::{Command, Event};
+use super::super::{Command, Event, OPENING_MS};
 use super::hold::{Hold, Proofs};
 use super::{Outcome, Plan};
 use crate::converge::{Advice, Costs};
@@ -33,8 +33,6 @@ type PausedError<G> = <<G as RunningGuest>::Paused as PausedGuest>::Error;
 /// A failed step of the journal is reported to the machine this much later where it would be
 /// tried again at once.
 pub(super) const RETRY_MS: u64 = 100;
-/// The other side must agree to the attempt within this time.
-const OPENING_MS: u64 = 30_000;
 
 /// What the conversation is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

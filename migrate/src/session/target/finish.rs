@@ -83,7 +83,11 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
             }
             _ => {
                 // Whoever has heard the last word closes.
-                if self.peer.ended || self.unburied >= TRIES {
+                if self.unburied >= TRIES {
+                    // There is no word that this host could stand by, but there is a cause.
+                    let why = format!("at the destination, {}", self.log.cause_text());
+                    self.line.drop_link(CloseCode::Refused, &why);
+                } else if self.peer.ended {
                     self.line.drop_link(CloseCode::Done, "nothing is left of the attempt");
                 } else {
                     self.line.farewell(FAREWELL).await;

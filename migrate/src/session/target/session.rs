@@ -12,7 +12,7 @@ use super::super::line::{Line, Peer, PumpTalk};
 use super::super::record::Recorder;
 use super::super::report::{Phase, Reason, Side};
 use super::super::wait::{Jobs, Timers};
-use super::super::{Command, Event};
+use super::super::{Command, Event, OPENING_MS};
 use super::{Expected, Outcome};
 use crate::failpoint;
 use crate::handover::effect::{Effect, Input, Timer};
@@ -25,9 +25,6 @@ use crate::wire::{Message, control};
 /// A failed step of the journal is reported to the machine this much later where it would be
 /// tried again at once.
 const RETRY_MS: u64 = 100;
-/// The other side must say what it wants within this time.
-const OPENING_MS: u64 = 30_000;
-
 /// What a source sent before it died has arrived after this time: nobody sends it again.
 const DRAIN_MS: u64 = 500;
 

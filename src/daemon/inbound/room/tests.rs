@@ -6,6 +6,7 @@ const MIB: u64 = 1 << 20;
 fn claim(n: u8, mib: u64) -> Claim {
     Claim {
         move_id: Uuid::nil(),
+        from: Uuid::from_u128(77),
         name: format!("g{n}"),
         uuid: Uuid::from_u128(n.into()),
         memory: mib * MIB,
@@ -167,4 +168,25 @@ proptest! {
             prop_assert_eq!(once.len(), ports.len());
         }
     }
+}
+
+#[test]
+fn only_the_source_of_an_attempt_has_left_it_behind_by_asking_again() {
+    let mut room = Room::default();
+    let host = host(1000);
+    room.reserve(attempt(1), claim(1, 1), &host).unwrap();
+    room.reserve(attempt(2), claim(2, 1), &host).unwrap();
+    assert_eq!(room.left_behind(attempt(3), &claim(1, 1)), Some(attempt(1)));
+    assert_eq!(room.left_behind(attempt(1), &claim(1, 1)), None, "the same attempt");
+    assert_eq!(room.left_behind(attempt(3), &claim(3, 1)), None, "another guest");
+    let other = Claim { from: Uuid::from_u128(78), ..claim(1, 1) };
+    assert_eq!(room.left_behind(attempt(3), &other), None, "another host");
+    // It is not replaced: as long as it is there, the next one is refused.
+    refused(&mut room, claim(1, 1), &host, ErrorCode::Busy, &["arriving there already"]);
+    room.give_up(attempt(1));
+    assert!(room.holds(attempt(1)));
+    refused(&mut room, claim(1, 1), &host, ErrorCode::Busy, &[]);
+    room.release(attempt(1));
+    assert!(!room.holds(attempt(1)));
+    room.reserve(attempt(3), claim(1, 1), &host).unwrap();
 }

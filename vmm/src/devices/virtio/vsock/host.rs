@@ -167,6 +167,8 @@ impl AsFd for HostSocket {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn parse(text: &str) -> Progress {
@@ -196,5 +198,18 @@ mod tests {
     #[test]
     fn paths() {
         assert_eq!(path_of(Path::new("/run/a.vsock"), 5000), Path::new("/run/a.vsock_5000"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_greeting_ends_soon(bytes: Vec<u8>, port in "CONNECT [ -~]{0,14}\n", number: u32) {
+            for bytes in [bytes, port.into_bytes()] {
+                let mut greeting = Greeting::default();
+                let ends = bytes.iter().position(|b| greeting.push(*b) != Progress::Wait);
+                prop_assert!(ends.is_some() || bytes.len() < MAX_GREETING);
+                prop_assert!(greeting.0.len() <= MAX_GREETING);
+            }
+            prop_assert_eq!(parse(&format!("CONNECT {number}\n")), Progress::Done(number));
+        }
     }
 }
