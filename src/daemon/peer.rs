@@ -255,6 +255,7 @@ impl Request {
             Self::Remove { .. } => "Remove",
             Self::Probe(_) => "Probe",
             Self::ProbeBack => "ProbeBack",
+            Self::Paths { .. } => "Paths",
             Self::Join { .. } => "Join",
         }
     }
