@@ -6,6 +6,7 @@ pub mod arbiter;
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod failpoint;
 pub mod guest;
 pub mod host;
 pub mod logging;

@@ -9,6 +9,7 @@
 
 pub mod codec;
 pub mod converge;
+pub mod failpoint;
 pub mod handover;
 pub mod port;
 pub mod precopy;

@@ -20,6 +20,7 @@ use super::{Daemon, check};
 use crate::api::moving::HostRef;
 use crate::api::{ErrorCode, Failure};
 use crate::config::hex;
+use crate::failpoint::{self, Fate};
 
 /// How long a session may be silent before its question comes, and after its answer.
 const IDLE: Duration = Duration::from_secs(10);
@@ -142,7 +143,10 @@ async fn conversation(
         return;
     };
     let reply = match decode::<Question>(&frame) {
-        Ok(question) => daemon.reply(&who, address, question).await,
+        Ok(question) => match daemon.reply_to(&who, address, question).await {
+            Some(reply) => reply,
+            None => return,
+        },
         Err(failure) => daemon.refusal(failure),
     };
     if let Err(error) = send(&control, &reply).await {
@@ -157,6 +161,25 @@ async fn conversation(
 impl Daemon {
     fn refusal(&self, failure: Failure) -> Reply {
         Reply { version: VERSIONS[0], host: self.host_ref(), answer: Err(*failure.0) }
+    }
+
+    /// The reply to a question, unless a test loses one of them.
+    async fn reply_to(
+        self: &Arc<Self>,
+        who: &Who,
+        address: SocketAddr,
+        question: Question,
+    ) -> Option<Reply> {
+        let asked = question.request.name();
+        let fate = failpoint::at(|| format!("daemon.asked.{asked}"));
+        if fate == Fate::Twice {
+            let _ = self.reply(who, address, question.clone()).await;
+        }
+        if fate.is_lost() {
+            return None;
+        }
+        let reply = self.reply(who, address, question).await;
+        (!failpoint::at(|| format!("daemon.answer.{asked}")).is_lost()).then_some(reply)
     }
 
     async fn reply(self: &Arc<Self>, who: &Who, address: SocketAddr, question: Question) -> Reply {

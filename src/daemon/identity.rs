@@ -66,7 +66,8 @@ pub struct Files {
 /// Now, as certificates count.
 pub fn now() -> Moment {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    Moment(since.map_or(0, |d| d.as_secs()))
+    let seconds = since.map_or(0, |d| d.as_secs());
+    Moment(seconds.saturating_add_signed(crate::failpoint::skew_s()))
 }
 
 fn failed(what: &str, path: &Path, error: &dyn std::fmt::Display) -> Failure {

@@ -35,6 +35,7 @@ use crate::api::client::GuestClient;
 use crate::api::moving::{DataEnd, HostRef, MoveReport, ReceiveSpec};
 use crate::api::{ErrorCode, Failure, LaunchSpec};
 use crate::config::{GuestDefinition, hex};
+use crate::failpoint;
 use crate::guest::journal;
 use crate::guest::moving::report::About;
 use crate::host::leftover::{self, Life};
@@ -167,8 +168,13 @@ impl Daemon {
         }
     }
 
-    /// A guest that comes back soon may find the process that it left: that is about to end.
+    /// A guest that comes back soon may find the process that it left, or us in the place of that
+    /// process: both are about to end.
     async fn let_end(&self, definition: &GuestDefinition) {
+        let began = Instant::now();
+        while began.elapsed() < LEAVING && self.acts_for(definition.uuid) {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
         let record = journal::read(&self.dirs.journal(&definition.uuid)).ok().flatten();
         let now = record.as_ref().and_then(|r| r.ledger.now());
         if !matches!(now, Some(Step::Ceded(_) | Step::Moved(_))) {
@@ -177,7 +183,6 @@ impl Daemon {
         let is_same = |g: &room::Present| {
             g.uuid.map_or(g.name == definition.name, |uuid| uuid == definition.uuid)
         };
-        let began = Instant::now();
         while began.elapsed() < LEAVING && facts::guests(&self.dirs).iter().any(is_same) {
             tokio::time::sleep(LOOK_AGAIN).await;
         }
@@ -295,9 +300,11 @@ impl Daemon {
             }),
         };
         let span = logging::about_move(Some(move_id), &spec.definition.name);
+        let _ = failpoint::at(|| "daemon.launch.before".into());
         let launch = move || span.in_scope(|| launch_receiver(&spec, Some(LAUNCH)));
         let started = tokio::task::spawn_blocking(launch);
         let started = started.await.map_err(|e| unexpected("the receiver", &e))?;
+        let _ = failpoint::at(|| "daemon.launch.after".into());
         let Receiver { addresses, child } = started?;
         let ports = addresses.iter().map(SocketAddr::port).collect();
         Ok((Listening { ports, fingerprint }, child))
@@ -382,12 +389,14 @@ pub async fn receive(
             let telling = daemon.tell_of_death(&about.from.name, about.uuid, about.move_id, &why);
             // A tombstone needs nobody's answer; the source's daemon may be slow to hear of it.
             tokio::join!(telling, daemon.settle(about.uuid, acting, keeper::PATIENCE));
+            // A daemon that ends now comes back to the record of the move, so that goes last.
+            daemon.clear_up(&about.guest).await;
             daemon.verdict(&open)
         }
     };
     on_file(&daemon, about).await;
     drop(reservation);
-    daemon.clear_up(&about.guest);
+    tokio::spawn(daemon.clear_up(&about.guest));
     daemon.end_move(&open, &report);
 }
 

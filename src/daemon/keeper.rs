@@ -27,6 +27,7 @@ use crate::api::client::GuestClient;
 use crate::api::moving::{PeerGone, Words};
 use crate::api::{ErrorCode, Failure};
 use crate::config::{GuestDefinition, hex};
+use crate::failpoint;
 use crate::guest::journal::{self, Journal, JournalError, Whose};
 use crate::guest::moving::rights;
 use crate::host::{persistent, registry};
@@ -40,6 +41,8 @@ pub const LATER: Duration = Duration::from_secs(2);
 /// A host that is asked again and again is dialled for so long each time, so that a link that is
 /// back is noticed soon; and every so many tries for as long as its distance may take.
 const DIAL: (Duration, u32) = (Duration::from_secs(1), 8);
+/// How often a host that does not answer is told of a death. It finds out by its link at last.
+const TELLINGS: u32 = 8;
 
 /// A keeper's place, shared by those who act for the same guest.
 pub type Acting = Arc<tokio::sync::Mutex<Place>>;
@@ -112,8 +115,9 @@ fn may_say(message: &Message, from: Uuid, here: Uuid) -> bool {
 
 /// This boot of the host.
 pub(super) fn boot() -> Result<BootId, Failure> {
-    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .map_err(|e| unexpected("the boot id", &e))?;
+    let read = || std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    let text = failpoint::boot_id().map_or_else(read, Ok);
+    let text = text.map_err(|e| unexpected("the boot id", &e))?;
     let boot = Uuid::parse_str(text.trim()).map_err(|e| unexpected("the boot id", &e))?;
     Ok(BootId(boot.as_u128()))
 }
@@ -180,6 +184,11 @@ impl Daemon {
         moves::record::definition_of(&self.dirs, guest)
             .or_else(|| left().filter(own))
             .or_else(|| kept().filter(own))
+    }
+
+    /// Whether somebody here acts for a dead process of this guest, and so holds its journal.
+    pub(super) fn acts_for(&self, guest: Uuid) -> bool {
+        self.places.is_taken(guest)
     }
 
     /// Delivers a word that the host `from` says; answers what there is to say to it at once.
@@ -334,9 +343,15 @@ impl Daemon {
 
     /// Tells the host on the other side of a move that the guest's process here is dead.
     pub(super) async fn tell_of_death(&self, host: &str, guest: Uuid, move_id: Uuid, why: &str) {
-        let gone = PeerGone { why: why.to_owned() };
-        if let Err(failure) = self.ask(host, Request::ProcessGone { guest, move_id, gone }).await {
-            tracing::warn!(MOVE = %move_id, host, %failure, "it was not told of the death of a process");
+        for again in 0..TELLINGS {
+            let gone = PeerGone { why: why.to_owned() };
+            let told = self.ask(host, Request::ProcessGone { guest, move_id, gone }).await;
+            let Err(failure) = told else { return };
+            tracing::warn!(MOVE = %move_id, host, %failure, again, "it was not told of the death of a process");
+            if failure.0.code != ErrorCode::Unreachable {
+                return;
+            }
+            tokio::time::sleep(AGAIN).await;
         }
     }
 

@@ -113,6 +113,7 @@ fn unexpected(what: &str, error: &dyn std::fmt::Display) -> Failure {
 /// # Errors
 /// It cannot start: another one runs, a port is taken, a file is wrong.
 pub fn run(dirs: &Dirs) -> Result<(), Failure> {
+    crate::failpoint::begin();
     dirs.prepare()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

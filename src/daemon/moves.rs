@@ -165,7 +165,7 @@ impl Moves {
 
     /// A report of each move that goes on, latest first.
     pub fn going_on(&self) -> Vec<MoveReport> {
-        let now = Timestamp::now();
+        let now = crate::failpoint::now();
         let mut reports = self.going(|e| {
             let phase = e.feed.phase().unwrap_or(MovePhase::Preparing);
             let about = &e.open.about;
@@ -297,7 +297,7 @@ impl Daemon {
                 (MoveOutcome::Kept, Some(body(ErrorCode::MoveFailed, what, remedy, None)))
             }
         };
-        let ended = Timestamp::now();
+        let ended = crate::failpoint::now();
         MoveReport {
             outcome: Some(outcome),
             error,
@@ -308,9 +308,12 @@ impl Daemon {
     }
 
     /// Removes what a dead process left in its runtime directory.
-    pub(super) fn clear_up(self: &Arc<Self>, guest: &str) {
+    pub(super) fn clear_up(
+        self: &Arc<Self>,
+        guest: &str,
+    ) -> impl Future<Output = ()> + Send + use<> {
         let (daemon, guest) = (Arc::clone(self), guest.to_owned());
-        tokio::spawn(async move {
+        async move {
             let paths = daemon.dirs.guest(&guest);
             let began = Instant::now();
             // Its journal is let go a moment before its directory, or after it.
@@ -322,7 +325,7 @@ impl Daemon {
             {
                 tracing::warn!(GUEST = guest, %error, "leftovers of a guest process remain");
             }
-        });
+        }
     }
 
     /// What a guest left open is settled: a move of it that was in doubt has its outcome.

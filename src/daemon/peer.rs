@@ -254,6 +254,27 @@ pub enum Answer {
 }
 
 impl Request {
+    /// What kind of question it is, for logs.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Info => "Info",
+            Self::Cpu => "Cpu",
+            Self::Prepare(_) => "Prepare",
+            Self::Abandon { .. } => "Abandon",
+            Self::Words { .. } => "Words",
+            Self::Word { .. } => "Word",
+            Self::ProcessGone { .. } => "ProcessGone",
+            Self::Report(_) => "Report",
+            Self::Renew { .. } => "Renew",
+            Self::Gossip(_) => "Gossip",
+            Self::Remove { .. } => "Remove",
+            Self::Probe(_) => "Probe",
+            Self::ProbeBack => "ProbeBack",
+            Self::Paths { .. } => "Paths",
+            Self::Join { .. } => "Join",
+        }
+    }
+
     /// The rights of which a host needs one to ask this; `None` for what no host of the site may
     /// ask.
     pub fn needs(&self) -> Option<&'static [Right]> {

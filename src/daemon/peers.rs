@@ -14,9 +14,12 @@ use super::peer::{Answer, Question, Reply, Request, VERSIONS, decode};
 use super::{Daemon, host_name, unexpected};
 use crate::api::moving::HostRef;
 use crate::api::{ErrorBody, ErrorCode, Failure};
+use crate::failpoint::{self, Fate};
 
 /// How long an answer may take.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+/// How long one may take that is asked again.
+const SOON: Duration = Duration::from_secs(2);
 
 /// What came of a question.
 pub struct Told {
@@ -95,6 +98,15 @@ fn in_its_words(host: &str, mut body: ErrorBody) -> Failure {
     Failure(Box::new(body))
 }
 
+/// Whether a message comes that a test may lose.
+fn arrives(host: &str, fate: Fate) -> Result<(), Failure> {
+    if fate.is_lost() {
+        let message = format!("host '{host}' does not answer");
+        return Err(Failure::new(ErrorCode::Unreachable, message, "try it again").retryable());
+    }
+    Ok(())
+}
+
 impl Daemon {
     /// What is known of a host.
     pub(super) fn known(&self, name: &str) -> Result<Known, Failure> {
@@ -133,9 +145,31 @@ impl Daemon {
         name: &str,
         request: Request,
     ) -> Result<Told, Failure> {
+        // These are said again until they are answered. A session with a daemon that was
+        // restarted, or over a link that was cut, is silent for much longer.
+        let again = matches!(request, Request::Words { .. } | Request::ProcessGone { .. });
+        if !again {
+            return self.ask_once(limit, name, request).await;
+        }
+        let asking = tokio::time::timeout(SOON, self.ask_once(limit, name, request)).await;
+        asking.unwrap_or_else(|_| {
+            let message = format!("host '{name}' did not answer within {} s", SOON.as_secs());
+            let remedy = "nothing: it is asked again";
+            Err(Failure::new(ErrorCode::Unreachable, message, remedy).retryable())
+        })
+    }
+
+    async fn ask_once(
+        &self,
+        limit: Option<Duration>,
+        name: &str,
+        request: Request,
+    ) -> Result<Told, Failure> {
         let dialler = self.dialler()?;
         let known = self.known(name)?;
         let address = resolve(&known.address).await?;
+        let asked = request.name();
+        arrives(name, failpoint::at(|| format!("daemon.ask.{asked}")))?;
         let dialling = dialler.dial(address, &known.name);
         let session = match limit {
             None => dialling.await,
@@ -157,6 +191,7 @@ impl Daemon {
             let message = format!("host '{name}' did not answer within {} s", PATIENCE.as_secs());
             Failure::new(ErrorCode::Unreachable, message, "see its daemon's log").retryable()
         })??;
+        arrives(name, failpoint::at(|| format!("daemon.answered.{asked}")))?;
         let (since, joined) = (now(), peer.signed);
         self.files.remember(Known { id: Some(reply.host.id), since, joined, ..known })?;
         let answer = reply.answer.map_err(|body| in_its_words(name, body))?;

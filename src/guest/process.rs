@@ -99,6 +99,7 @@ pub fn process_main(machine: &impl OpenMachine) -> ExitCode {
         return ExitCode::FAILURE;
     }
     sys::one_heap();
+    crate::failpoint::begin();
     log::start();
     match Process::begin().map_err(|e| unexpected("the guest process cannot start", &e)) {
         Ok(process) => process.live(machine),

@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime};
 use super::{exits, scope, taps};
 use crate::api::launch::{LaunchError, LaunchFds, receive_reply, send_launch};
 use crate::api::{ErrorCode, Failure, GuestInfo, LaunchReply, LaunchSpec};
-use crate::logging;
+use crate::{failpoint, logging};
 
 /// The hidden subcommand.
 pub const SUBCOMMAND: &str = "guest-process";
@@ -181,7 +181,8 @@ fn start(socket: UnixStream, log: File) -> io::Result<Child> {
         .stdin(OwnedFd::from(socket))
         .stdout(Stdio::piped())
         .stderr(log);
-    for name in [logging::FILTER, logging::FORMAT, "RUST_BACKTRACE"] {
+    let usual = [logging::FILTER, logging::FORMAT, "RUST_BACKTRACE"];
+    for name in usual.iter().chain(failpoint::HANDED_ON) {
         if let Some(value) = std::env::var_os(name) {
             command.env(name, value);
         }

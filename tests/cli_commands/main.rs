@@ -479,3 +479,14 @@ fn help_and_completions() {
     let words = migrate(home.path(), &["complete-words", "--", "--json", "stop", "w"]);
     assert_eq!(stdout(&words), "web1\n");
 }
+
+/// Places at which tests do harm are in no build that did not ask for them.
+#[cfg(not(feature = "fail-points"))]
+#[test]
+fn the_program_knows_nothing_of_fail_points() {
+    let program = std::fs::read(env!("CARGO_BIN_EXE_migrate")).unwrap();
+    for name in [&b"MIGRATE_FAIL_POINTS"[..], b"source.pause.before", b"daemon.keep-move"] {
+        let found = program.windows(name.len()).any(|word| word == name);
+        assert!(!found, "{}", String::from_utf8_lossy(name));
+    }
+}

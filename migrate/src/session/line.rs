@@ -8,6 +8,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
+use super::report::Side;
+use crate::failpoint;
+use crate::failpoint::Fate;
 use crate::pump::talk::message_of;
 use crate::pump::{Talk, TalkError};
 use crate::transport::link::{
@@ -35,6 +38,7 @@ pub(super) struct Peer {
 /// A session's end of the control stream.
 #[derive(Debug)]
 pub(super) struct Line {
+    side: Side,
     version: Version,
     sender: Arc<FrameSender>,
     receiver: FrameReceiver,
@@ -45,10 +49,11 @@ pub(super) struct Line {
 }
 
 impl Line {
-    pub(super) fn new(control: Control, handle: LinkHandle) -> Self {
+    pub(super) fn new(side: Side, control: Control, handle: LinkHandle) -> Self {
         let Control { sender, receiver } = control;
         let (sender, waiting) = (Arc::new(sender), VecDeque::new());
-        Self { version: Version::V1, sender, receiver, handle, waiting, inbox: None, up: true }
+        let version = Version::V1;
+        Self { side, version, sender, receiver, handle, waiting, inbox: None, up: true }
     }
 
     pub(super) fn set_version(&mut self, version: Version) {
@@ -82,7 +87,7 @@ impl Line {
         let (inbox, heard) = mpsc::channel(INBOX);
         self.inbox = Some(inbox);
         let (sender, handle) = (Arc::clone(&self.sender), self.handle.clone());
-        PumpTalk { version: self.version, sender, heard, handle }
+        PumpTalk { side: self.side, version: self.version, sender, heard, handle }
     }
 
     /// Hands a message on to the pump. Nobody waits for one that finds no room: a peer that says
@@ -95,7 +100,10 @@ impl Line {
 
     /// Says it, now or as soon as there is room.
     pub(super) async fn say(&mut self, message: &Message) {
-        self.send(message.encode(self.version).into()).await;
+        let frame = Bytes::from(message.encode(self.version));
+        for _ in 0..fate(self.side, message, &self.sender, &frame) {
+            self.send(frame.clone()).await;
+        }
     }
 
     /// The same for bytes of an opening.
@@ -186,6 +194,19 @@ impl Line {
     }
 }
 
+/// How often a message goes out now: once, unless a test has other plans.
+fn fate(side: Side, message: &Message, sender: &Arc<FrameSender>, frame: &Bytes) -> usize {
+    let fate = failpoint::message(side, "send", message);
+    if let Fate::Later(time) = fate {
+        let (sender, frame) = (Arc::clone(sender), frame.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(time).await;
+            let _ = sender.send(frame).await;
+        });
+    }
+    fate.times()
+}
+
 async fn send_some(sender: &FrameSender, frame: Option<Bytes>) -> bool {
     match frame {
         Some(frame) => sender.send(frame).await.is_ok(),
@@ -196,6 +217,7 @@ async fn send_some(sender: &FrameSender, frame: Option<Bytes>) -> bool {
 /// A pump's end of the conversation.
 #[derive(Debug)]
 pub(super) struct PumpTalk {
+    side: Side,
     version: Version,
     sender: Arc<FrameSender>,
     heard: mpsc::Receiver<Message>,
@@ -204,7 +226,11 @@ pub(super) struct PumpTalk {
 
 impl Talk for PumpTalk {
     async fn say(&mut self, message: &Message) -> Result<(), TalkError> {
-        Ok(self.sender.send(message.encode(self.version).into()).await?)
+        let frame = Bytes::from(message.encode(self.version));
+        for _ in 0..fate(self.side, message, &self.sender, &frame) {
+            self.sender.send(frame.clone()).await?;
+        }
+        Ok(())
     }
 
     async fn hear(&mut self) -> Result<Message, TalkError> {

@@ -4,13 +4,14 @@
 //! It runs nothing and says nothing by itself.
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use migrate_engine::handover::daemon::{Acting, Keeper};
 use migrate_engine::handover::effect::{Effect, Input};
-use migrate_engine::handover::journal::{Ledger, Mark};
+use migrate_engine::handover::journal::{Ledger, Mark, Record};
 use migrate_engine::handover::message::{Message, SourceSays, ToTarget};
 use migrate_engine::handover::resolve;
 use migrate_engine::handover::term::{Beside, BootId, Millis, QuestionId, Stamp, Term};
@@ -21,9 +22,9 @@ use vmm::devices::virtio::block::{DiskOpenError, open_disk};
 
 use crate::api::Failure;
 use crate::config::{Cache, DiskDefinition, GuestDefinition};
+use crate::failpoint;
 use crate::guest::disks::{DiskSet, DiskSetError, Part};
-use crate::guest::journal::record::Record;
-use crate::guest::journal::{Journal, Whose};
+use crate::guest::journal::{Journal, JournalError, Whose, record};
 use crate::guest::load;
 
 /// How long the arbiter may take to answer.
@@ -92,7 +93,7 @@ impl Place {
                     said.push(Message::to_target(switch, ToTarget::Says(SourceSays::Ceded)));
                 }
                 Effect::Record(record) => {
-                    match self.journal.step(&self.whose, record, None, Timestamp::now()) {
+                    match self.record(record) {
                         Ok(()) => {
                             tracing::info!(
                                 GUEST = self.whose.name,
@@ -130,6 +131,14 @@ impl Place {
         said
     }
 
+    fn record(&mut self, record: Record) -> Result<(), JournalError> {
+        let place = |when| format!("keeper.record.{}.{when}", failpoint::kind(&record));
+        let failed = |source| JournalError::Io { path: PathBuf::new(), what: "written", source };
+        failpoint::at(|| place("before")).written().map_err(failed)?;
+        self.journal.step(&self.whose, record, None, failpoint::now())?;
+        failpoint::at(|| place("after")).written().map_err(failed)
+    }
+
     /// Takes an input, and does what follows from it.
     pub async fn hear(&mut self, input: Input) -> Vec<Message> {
         let mut said = self.go_on().await;
@@ -158,7 +167,7 @@ impl Place {
         let resolve::Plan::GiveUp(step) = plan else { return Ok(()) };
         self.journal.step(&self.whose, step, None, Timestamp::now())?;
         if let Some(record) = self.journal.last().cloned() {
-            self.journal.record(Record { note: Some(note.to_owned()), ..record })?;
+            self.journal.record(record::Record { note: Some(note.to_owned()), ..record })?;
         }
         (self.keeper, self.disks) = (None, None);
         self.effects.clear();
@@ -303,7 +312,6 @@ pub fn obstacle(definition: &GuestDefinition) -> Option<Failure> {
 mod tests {
     use super::*;
     use migrate_engine::handover::effect::Timer;
-    use migrate_engine::handover::journal::Record;
     use migrate_engine::handover::message::{Body, TargetSays, ToSource};
     use migrate_engine::handover::term::{HostId, Stamp, Switch, SwitchId};
     use migrate_engine::session::memory::{Fault, MemoryArbiter};

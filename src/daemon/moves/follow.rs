@@ -16,6 +16,7 @@ use crate::api::client::{CallError, GuestClient};
 use crate::api::moving::{MoveEvent, MoveReport};
 use crate::daemon::Daemon;
 use crate::daemon::keeper::{Acting, Speaker};
+use crate::failpoint;
 use crate::guest::moving::feed::Feed;
 
 /// Time between two tries to hear a process that lives and does not answer, at first and at most.
@@ -103,6 +104,7 @@ impl Listening<'_> {
                 }
                 *heard = at;
             }
+            let _ = failpoint::at(|| place(&event));
             match event {
                 MoveEvent::Words(words) => self.words.put(words),
                 MoveEvent::Result(report) if report.move_id == self.move_id => {
@@ -114,6 +116,15 @@ impl Listening<'_> {
         }
         Err(CallError::Lost("its events ended without a result".into()))
     }
+}
+
+/// The place at which an event is heard.
+fn place(event: &MoveEvent) -> String {
+    let what = match event {
+        MoveEvent::Phase { phase, .. } => failpoint::plain(phase),
+        other => failpoint::kind(other),
+    };
+    format!("daemon.hear.{what}")
 }
 
 async fn carry(daemon: Arc<Daemon>, open: Arc<Open>, mut waiting: Waiting) {

@@ -6,7 +6,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use migrate_engine::transport::identity::{Ephemeral, Right};
 use migrate_engine::transport::quic::socket::path_payload;
 use tokio::sync::watch;
@@ -24,10 +23,11 @@ use crate::api::moving::{
 use crate::api::{ErrorCode, Failure, GuestInfo, GuestState};
 use crate::config::hex;
 use crate::daemon::arbiter::Agent;
-use crate::daemon::keeper::{self, Acting};
+use crate::daemon::keeper::{self, Acting, Speaker};
 use crate::daemon::peer::{Answer, Prepare, Request};
 use crate::daemon::peers::{self, Told};
 use crate::daemon::{Daemon, host_name, unexpected};
+use crate::failpoint;
 use crate::guest::moving::report::About;
 use crate::host::registry;
 use crate::logging;
@@ -54,7 +54,7 @@ pub async fn begin(daemon: &Arc<Daemon>, request: MoveRequest) -> Result<Uuid, F
         uuid: info.uuid,
         from: daemon.host_ref(),
         to,
-        started: Timestamp::now(),
+        started: failpoint::now(),
         options: request.options.clone(),
         memory_bytes: info.memory_bytes,
     };
@@ -87,7 +87,7 @@ async fn run(daemon: Arc<Daemon>, client: GuestClient, open: Arc<Open>, begun: B
             share_bandwidth(&daemon).await;
             hear_out(&daemon, &open, follow(&daemon, &open, &feed).await).await
         }
-        Err(failure) => failed(&open.about, failure),
+        Err(failure) => not_begun(&daemon, &open, failure).await,
     };
     finish(&daemon, &open, report).await;
 }
@@ -179,7 +179,10 @@ async fn order(
     };
     let (arbiter, agent) = passed.unzip();
     let start = MoveStart { arbiter, ..start };
-    match client.start_move(&start).await {
+    let _ = failpoint::at(|| "daemon.order.before".into());
+    let ordered = client.start_move(&start).await;
+    let _ = failpoint::at(|| "daemon.order.after".into());
+    match ordered {
         Ok(_) => Ok(agent),
         // It may have begun: whoever follows it finds out.
         Err(error @ (CallError::Lost(_) | CallError::Late(_))) => {
@@ -306,10 +309,21 @@ async fn dead(daemon: &Arc<Daemon>, open: &Arc<Open>, acting: Acting) -> MoveRep
     let about = &open.about;
     tracing::error!(MOVE = %about.move_id, GUEST = about.guest, "the guest's process is dead");
     let why = format!("the guest's process on {} died", about.from.name);
-    daemon.tell_of_death(&about.to.name, about.uuid, about.move_id, &why).await;
-    daemon.settle(about.uuid, acting, keeper::PATIENCE).await;
-    daemon.clear_up(&about.guest);
+    let telling = daemon.tell_of_death(&about.to.name, about.uuid, about.move_id, &why);
+    // The other side may be slow to hear of it, or gone: what it has to say it is asked for.
+    tokio::join!(telling, daemon.settle(about.uuid, acting, keeper::PATIENCE));
+    // A daemon that ends now comes back to the record of the move, so that goes last.
+    daemon.clear_up(&about.guest).await;
     daemon.verdict(open)
+}
+
+/// Nothing has begun. If that is so because the guest's process died meanwhile, that is the truth
+/// of it, and nothing of the process is left.
+async fn not_begun(daemon: &Arc<Daemon>, open: &Arc<Open>, failure: Failure) -> MoveReport {
+    match daemon.speaker(open.about.uuid) {
+        Ok(Speaker::Us(acting)) => dead(daemon, open, acting).await,
+        _ => failed(&open.about, failure),
+    }
 }
 
 /// Nothing has begun.
@@ -321,7 +335,7 @@ pub fn failed(about: &About, failure: Failure) -> MoveReport {
 
 /// Keeps the report here and at the other host, and tells who waits.
 async fn finish(daemon: &Arc<Daemon>, open: &Open, report: MoveReport) {
-    let ended = Timestamp::now();
+    let ended = failpoint::now();
     let total_ms = since(open.about.started, ended);
     let mut phases = report.phases.clone();
     if !phases.iter().any(|(phase, _)| *phase == MovePhase::Preparing) {

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::config::{Dirs, GuestDefinition};
+use crate::failpoint;
 use crate::guest::moving::report::About;
 
 /// Longest record that is read, in bytes.
@@ -83,6 +84,7 @@ fn last(dirs: &Dirs, guest: Uuid) -> PathBuf {
 /// # Errors
 /// What the file system says: then nothing may begin.
 pub fn keep(dirs: &Dirs, open: &Open) -> io::Result<()> {
+    failpoint::at(|| "daemon.keep-move.before".into()).written()?;
     fs::create_dir_all(dir(dirs))?;
     let path = path(dirs, open.about.move_id);
     let fresh = path.with_extension("new");
@@ -98,12 +100,14 @@ pub fn keep(dirs: &Dirs, open: &Open) -> io::Result<()> {
     if written.is_err() {
         let _ = fs::remove_file(&fresh);
     }
+    let _ = failpoint::at(|| "daemon.keep-move.after".into());
     written
 }
 
 /// Puts away the record of a move that has ended: what the guest was made of is kept, in case an
 /// operator says that it shall run here after all.
 pub fn remove(dirs: &Dirs, id: Uuid) {
+    let _ = failpoint::at(|| "daemon.forget-move.before".into());
     let path = path(dirs, id);
     if let Ok(open) = read(&path)
         && fs::create_dir_all(last(dirs, open.about.uuid).with_file_name("")).is_ok()

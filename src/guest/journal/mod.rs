@@ -297,7 +297,7 @@ impl SharedJournal {
     /// # Errors
     /// As there.
     pub fn step(&self, step: handover::Record, peer: Option<String>) -> Result<(), JournalError> {
-        self.lock().step(&self.whose, step, peer, Timestamp::now())
+        self.lock().step(&self.whose, step, peer, crate::failpoint::now())
     }
 
     /// See [`Journal::end_term`].

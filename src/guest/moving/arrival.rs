@@ -7,9 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use migrate_engine::failpoint;
 use migrate_engine::handover::term::HostId;
 use migrate_engine::port::{ReadUnits, Receiver};
 use migrate_engine::session::edge::Outside;
+use migrate_engine::session::report::Side;
 use migrate_engine::session::target::{self, Arrived, Expected, Outcome};
 use migrate_engine::session::{Command, SystemClock};
 use migrate_engine::wire::{AttemptId, GuestId, MoveId};
@@ -131,6 +133,7 @@ async fn run<R: MachineReceiver>(
     let outside = Outside { commands, events, messages };
     let rights =
         ProcessRights::new(journal, Arc::clone(&landing.disks), marks, spec.from.name.clone());
+    let rights = failpoint::rights(Side::Target, rights);
     let telling = {
         let teller = Arc::clone(&teller);
         tokio::spawn(async move { tokio::join!(teller.events(heard), teller.words(carried)) })

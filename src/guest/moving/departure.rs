@@ -8,10 +8,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use migrate_engine::converge::Limits;
+use migrate_engine::failpoint;
 use migrate_engine::handover::term::{HostId, SwitchId};
 use migrate_engine::port::Arbiter;
 use migrate_engine::precopy;
 use migrate_engine::session::edge::Outside;
+use migrate_engine::session::report::Side;
 use migrate_engine::session::source::{self, Held, Kept, Outcome, Plan};
 use migrate_engine::session::{Command, SystemClock};
 use migrate_engine::transport::quic::Limiter;
@@ -228,6 +230,7 @@ async fn run<P: PausedMachine>(
     let (messages, carried) = mpsc::channel(WORDS);
     let outside = Outside { commands, events, messages };
     let rights = ProcessRights::new(journal, disks, marks, start.to.name.clone());
+    let rights = failpoint::rights(Side::Source, rights);
     let guest = LentRunning::new(inbox.clone(), ram);
     let telling = {
         let teller = Arc::clone(&teller);

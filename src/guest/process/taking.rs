@@ -19,6 +19,7 @@ use super::{OpenMachine, OpenedMachine, Passed, Source, file, unexpected};
 use crate::api::{ErrorCode, Failure, LaunchSpec, LoadSpec};
 use crate::arbiter::{self, gate::Wish};
 use crate::config::{Dirs, GuestDefinition, OnHostStop, host_id};
+use crate::failpoint;
 use crate::guest::confine::{Reach, confine};
 use crate::guest::disks::{Asked, Claim, DiskSet, DiskSetError};
 use crate::guest::journal::{self, Journal, JournalError, SharedJournal, Whose};
@@ -219,8 +220,9 @@ fn check_disks(
 fn whose(definition: &GuestDefinition, dirs: &Dirs) -> Result<Whose, Failure> {
     let name =
         nix::unistd::gethostname().map_err(|e| unexpected("the host's name cannot be read", &e))?;
-    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .map_err(|e| unexpected("the boot id cannot be read", &e))?;
+    let read = || fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    let boot = failpoint::boot_id().map_or_else(read, Ok);
+    let boot = boot.map_err(|e| unexpected("the boot id cannot be read", &e))?;
     let boot = Uuid::parse_str(boot.trim())
         .map_err(|e| unexpected("the boot id cannot be understood", &e))?;
     Ok(Whose {

@@ -2,12 +2,13 @@
 
 use super::super::Event;
 use super::super::edge::Clock;
-use super::super::report::{Reason, Step};
+use super::super::report::{Reason, Side, Step};
 use super::super::wait::blocking;
 use super::super::words::to_wire;
 use super::arbiter::Question;
 use super::hold::{Back, Hold};
 use super::session::Session;
+use crate::failpoint;
 use crate::handover::effect::{Effect, Input, Notice, Step as Durably};
 use crate::handover::journal::{Mark, Record};
 use crate::handover::message::{Body, Message, TargetSays, ToSource, ToTarget};
@@ -104,7 +105,9 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
         }
         if !self.line.is_up() || self.peer.around || self.repeats >= PATIENCE {
             // The machines say again what matters.
-            let _ = self.outside.messages.try_send(*message);
+            if !failpoint::around(Side::Source, "send-around", message).is_lost() {
+                let _ = self.outside.messages.try_send(*message);
+            }
         }
     }
 
@@ -293,6 +296,7 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
             self.hold = hold;
             return;
         };
+        let _ = failpoint::at(|| "source.discard".into());
         blocking(move || frozen.retire().end()).await;
         self.hold = Hold::Gone;
     }
@@ -327,10 +331,12 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
             },
             other => return self.hold = other,
         };
+        let _ = failpoint::at(|| "source.resume.before".into());
         self.hold = match blocking(move || paused.resume()).await {
             Ok(guest) => Hold::Running(guest),
             Err((paused, why)) => Hold::Stuck(paused, why.to_string()),
         };
+        let _ = failpoint::at(|| "source.resume.after".into());
         self.log.report.downtime_us = self.log.since_black();
     }
 

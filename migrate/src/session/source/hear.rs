@@ -4,12 +4,13 @@ use bytes::Bytes;
 
 use super::super::Event;
 use super::super::edge::Clock;
-use super::super::report::{Reason, Step, StepDone};
+use super::super::report::{Reason, Side, Step, StepDone};
 use super::super::wait::blocking;
 use super::super::words::from_wire;
 use super::copy::text_of;
 use super::hold::Hold;
 use super::session::{Done, Session, Stage};
+use crate::failpoint;
 use crate::handover::effect::Input;
 use crate::handover::message::{Body, Message, Refusal, TargetSays, ToSource};
 use crate::handover::term::SwitchId;
@@ -37,6 +38,7 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
             return;
         }
         match self.line.message(&frame) {
+            Ok(message) if failpoint::message(Side::Source, "hear", &message).is_lost() => {}
             Ok(message) => self.heard(message).await,
             Err(why) => self.broken(&why),
         }

@@ -19,6 +19,7 @@ use super::arbiter::Desk;
 use super::hold::{Back, Hold, Proofs};
 use super::{Outcome, Plan};
 use crate::converge::{Advice, Costs};
+use crate::failpoint;
 use crate::handover::effect::{Effect, Input, Step, Timer};
 use crate::handover::proof::ClaimedProof;
 use crate::handover::resolve;
@@ -170,7 +171,7 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
             hold: Hold::Running(guest),
             proofs: Proofs::default(),
             rights: Some(rights),
-            line: Line::new(control, handle.clone()),
+            line: Line::new(Side::Source, control, handle.clone()),
             outside,
             commands_open: true,
             log: Recorder::new(Side::Source, names, plan.began_unix_ms),
@@ -265,6 +266,9 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
                 self.inputs.push_back(Input::GuestEnded);
             }
             Command::Heard(message) => {
+                if failpoint::around(Side::Source, "hear-around", &message).is_lost() {
+                    return;
+                }
                 self.peer.around = true;
                 self.word(message);
             }

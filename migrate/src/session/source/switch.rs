@@ -10,6 +10,7 @@ use super::super::report::{Audit, Reason, Step};
 use super::super::wait::blocking;
 use super::hold::Hold;
 use super::session::{Copy, Done, Session};
+use crate::failpoint;
 use crate::handover::effect::Input;
 use crate::handover::proof::Stopped;
 use crate::handover::source::State;
@@ -71,6 +72,7 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
             self.hold = hold;
             return self.fail(Reason::GuestFailed, "the guest is not here to be stopped");
         };
+        let _ = failpoint::at(|| "source.pause.before".into());
         self.begin_blackout();
         self.jobs.start(async move { Done::Paused(blocking(move || guest.pause()).await) });
     }
@@ -78,6 +80,7 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
     fn paused(&mut self, paused: Result<G::Paused, NotPaused<G, G::Error>>) {
         match (paused, self.proofs.offer.take()) {
             (Ok(paused), Some(offer)) => {
+                let _ = failpoint::at(|| "source.pause.after".into());
                 self.log.step(Step::Stopped);
                 self.hold = Hold::Stopped(Stopped::new(paused, offer));
                 self.inputs.push_back(Input::Paused);
@@ -169,6 +172,7 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
 
     /// Compares the frozen memory with what was sent. The log goes off first.
     pub(super) fn audit(&mut self) {
+        let _ = failpoint::at(|| "source.audit".into());
         let copy = self.copy.take();
         let wanted = self.plan.audit;
         self.jobs.start(async move {

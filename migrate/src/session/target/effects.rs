@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 use super::super::Event;
 use super::super::edge::Clock;
 use super::super::record::micros;
-use super::super::report::{Reason, Step};
+use super::super::report::{Reason, Side, Step};
 use super::super::wait::blocking;
 use super::super::words::to_wire;
 use super::session::{Done, Hold, Session};
 use super::start::{Guest, Start};
+use crate::failpoint;
 use crate::handover::effect::{Effect, Input, Notice, Step as Durably};
 use crate::handover::journal::Record;
 use crate::handover::message::{Body, Message, TargetSays, ToSource};
@@ -87,7 +88,9 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
         }
         if !self.line.is_up() || self.peer.around || self.repeats >= PATIENCE {
             // The machine says again what matters.
-            let _ = self.outside.messages.try_send(*message);
+            if !failpoint::around(Side::Target, "send-around", message).is_lost() {
+                let _ = self.outside.messages.try_send(*message);
+            }
         }
     }
 

@@ -6,11 +6,12 @@ use bytes::Bytes;
 
 use super::super::Event;
 use super::super::edge::Clock;
-use super::super::report::{Reason, Step};
+use super::super::report::{Reason, Side, Step};
 use super::super::wait::blocking;
 use super::super::words::from_wire;
 use super::session::{Done, Hold, Pumping, Session, Stage};
 use crate::codec::DigestKey;
+use crate::failpoint;
 use crate::handover::effect::Input;
 use crate::handover::message::{Body, Message, SourceSays, ToTarget};
 use crate::handover::target::State;
@@ -31,6 +32,7 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
             return;
         }
         match self.line.message(&frame) {
+            Ok(message) if failpoint::message(Side::Target, "hear", &message).is_lost() => {}
             Ok(message) => self.heard(message).await,
             Err(why) => self.broken(why.to_string()),
         }

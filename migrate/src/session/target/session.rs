@@ -15,6 +15,7 @@ use super::super::report::{Phase, Reason, Side};
 use super::super::wait::{Jobs, Timers, blocking};
 use super::super::{Command, Event, OPENING_MS};
 use super::{Expected, Outcome};
+use crate::failpoint;
 use crate::handover::effect::{Effect, Input, Timer};
 use crate::handover::journal::Record;
 use crate::handover::resolve::Plan;
@@ -145,7 +146,7 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
             effects: VecDeque::new(),
             hold: Hold::Empty(receiver),
             rights: Some(rights),
-            line: Line::new(control, handle),
+            line: Line::new(Side::Target, control, handle),
             outside,
             commands_open: true,
             log: Recorder::new(Side::Target, names, expected.began_unix_ms),
@@ -228,6 +229,9 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
             Command::GuestEnded(_) => {}
             Command::Claim(claim) => not_now(&claim),
             Command::Heard(message) => {
+                if failpoint::around(Side::Target, "hear-around", &message).is_lost() {
+                    return;
+                }
                 self.peer.around = true;
                 self.word(message);
             }

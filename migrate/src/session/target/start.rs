@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
+use crate::failpoint;
 use crate::handover::effect::{Effect, Input};
 use crate::handover::journal::Mark;
 use crate::handover::target::Target;
@@ -82,6 +83,7 @@ impl<P: PausedGuest, D: Rights> Start<P, D> {
 
     fn let_run(mut self, paused: bool) -> Self {
         if let Guest::Here(guest) = self.guest {
+            let _ = failpoint::at(|| "target.run.before".into());
             self.guest = match (paused, guest) {
                 (true, guest) => Guest::Here(guest),
                 (false, guest) => match guest.resume() {
@@ -90,6 +92,7 @@ impl<P: PausedGuest, D: Rights> Start<P, D> {
                 },
             };
             self.ran = Some(Instant::now());
+            let _ = failpoint::at(|| "target.run.after".into());
         }
         self
     }
