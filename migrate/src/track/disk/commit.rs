@@ -6,7 +6,7 @@ use std::io;
 use std::sync::MutexGuard;
 use std::sync::atomic::{Ordering, fence};
 
-use super::head::{Head, Look, SLOTS, encode};
+use super::head::{Fresh, Head, Look, SLOTS, encode};
 use super::judge::Now;
 use super::regions::Regions;
 use super::store::Sidecar;
@@ -77,7 +77,7 @@ impl<S: Sidecar> Tracker<S> {
 
     fn break_down(&self, error: &io::Error) {
         if self.broken.set(error.to_string()).is_ok() {
-            self.store.live().set_broken();
+            self.store.live().set_void(Some(Fresh::Unwritable));
             self.store.abandon();
         }
     }
@@ -247,6 +247,15 @@ impl<S: Sidecar> Tracker<S> {
             }
         })?;
         Ok(closed && self.broken.get().is_none())
+    }
+
+    /// The guest leaves this host, or comes back before it has run elsewhere: while it is away,
+    /// nobody knows what is written to the disk. Costs nothing. After this process the map is
+    /// worth nothing if the guest was away last.
+    pub fn set_away(&self, away: bool) {
+        if self.broken.get().is_none() {
+            self.store.live().set_void(away.then_some(Fresh::Elsewhere));
+        }
     }
 
     /// The record, as far as it is durable.

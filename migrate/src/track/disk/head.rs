@@ -97,7 +97,7 @@ pub enum Fresh {
 }
 
 impl Fresh {
-    fn from_code(code: u32) -> Option<Self> {
+    pub(super) fn from_code(code: u32) -> Option<Self> {
         use Fresh::{
             Damaged, Edited, Elsewhere, New, Replaced, Reverted, Shrunk, Unwritable, UsedUp,
         };

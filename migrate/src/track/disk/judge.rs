@@ -50,12 +50,11 @@ pub enum Verdict {
     Fresh(Fresh),
 }
 
-/// Judges a map. `written` is the last own write of its live words, and `broken` that it could
-/// not be written at some time.
-pub fn judge(head: &Head, written: u64, broken: bool, now: &Now) -> Verdict {
+/// Judges a map. `written` and `void` are those of its live words.
+pub fn judge(head: &Head, written: u64, void: Option<Fresh>, now: &Now) -> Verdict {
     let (then, shape) = (head.shape, now.shape);
-    if broken {
-        return Verdict::Fresh(Fresh::Unwritable);
+    if let Some(why) = void {
+        return Verdict::Fresh(why);
     }
     if (then.unit_size, then.region_units) != (shape.unit_size, shape.region_units) {
         return Verdict::Fresh(Fresh::Damaged);
@@ -133,7 +132,7 @@ mod tests {
 
     #[test]
     fn a_closed_map_sees_every_difference() {
-        let judged = |now: &Now| judge(&head(true), 0, false, now);
+        let judged = |now: &Now| judge(&head(true), 0, None, now);
         let with = |look| Now { look, ..now() };
         assert_eq!(judged(&now()), Verdict::Exact);
         assert_eq!(judged(&Now { boot: 8, ..now() }), Verdict::Exact);
@@ -150,7 +149,7 @@ mod tests {
     #[test]
     fn size() {
         let sized = |bytes, look| Now { shape: shape(bytes), look, ..now() };
-        let judged = |clean, now: &Now| judge(&head(clean), 2000 * SECOND, false, now);
+        let judged = |clean, now: &Now| judge(&head(clean), 2000 * SECOND, None, now);
         assert_eq!(judged(true, &sized(1 << 19, look(1001))), Verdict::Fresh(Fresh::Shrunk));
         assert_eq!(judged(true, &sized(2 << 20, look(1001))), Verdict::Grown);
         let edited = Look { samples: 3, ..look(1001) };
@@ -167,7 +166,7 @@ mod tests {
     #[test]
     fn after_a_kill_only_later_writes_are_foreign() {
         let at = |seconds| Now { look: Look { samples: 9, ..look(seconds) }, ..now() };
-        let judged = |written, now: &Now| judge(&head(false), written, false, now);
+        let judged = |written, now: &Now| judge(&head(false), written, None, now);
         assert_eq!(judged(1500 * SECOND, &at(1500)), Verdict::Exact);
         assert_eq!(judged(1500 * SECOND - KILL_GRACE, &at(1500)), Verdict::Exact);
         let early = judged(1500 * SECOND - KILL_GRACE - 1, &at(1500));
@@ -175,7 +174,7 @@ mod tests {
         assert_eq!(judged(1500 * SECOND, &at(999)), Verdict::Fresh(Fresh::Reverted));
         // Nothing was written at all.
         assert_eq!(judged(0, &at(1000)), Verdict::Exact);
-        assert_eq!(judge(&head(false), 1500 * SECOND, true, &at(1500)), Verdict::Fresh(Fresh::Unwritable));
+        assert_eq!(judge(&head(false), 1500 * SECOND, Some(Fresh::Elsewhere), &at(1500)), Verdict::Fresh(Fresh::Elsewhere));
     }
 
     #[test]
@@ -186,7 +185,7 @@ mod tests {
             look: Look { samples: 9, ..look(seconds) },
             ..now()
         };
-        let judged = |now: &Now| judge(&head(false), 1500 * SECOND, false, now);
+        let judged = |now: &Now| judge(&head(false), 1500 * SECOND, None, now);
         assert_eq!(judged(&boot(3000, 1500)), Verdict::PowerLoss);
         assert_eq!(judged(&boot(3000, 1620)), Verdict::PowerLoss);
         assert_eq!(judged(&boot(3000, 1621)), Verdict::Fresh(Fresh::Edited));

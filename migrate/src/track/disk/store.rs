@@ -4,6 +4,8 @@
 use std::io;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use super::head::Fresh;
+
 /// A sidecar that is open and mapped. Whoever has it is the only one who writes to it.
 pub trait Sidecar {
     /// The stamps, one per unit: memory that is shared with the file.
@@ -34,7 +36,8 @@ pub trait Sidecar {
 #[repr(C)]
 pub struct Live {
     written: AtomicU64,
-    broken: AtomicU64,
+    /// Code of a [`Fresh`] and 1; 0 for none.
+    void: AtomicU64,
 }
 
 impl Live {
@@ -48,13 +51,15 @@ impl Live {
         self.written.store(now, Ordering::Relaxed);
     }
 
-    /// Whether the record could not be written at some time.
-    pub fn broken(&self) -> bool {
-        self.broken.load(Ordering::Relaxed) != 0
+    /// Why the map is worth nothing any more, if so.
+    pub fn void(&self) -> Option<Fresh> {
+        let code = self.void.load(Ordering::Relaxed).checked_sub(1)?;
+        // What is no reason was written by nobody.
+        Some(u32::try_from(code).ok().and_then(Fresh::from_code).unwrap_or(Fresh::Damaged))
     }
 
-    /// The record cannot be written.
-    pub fn set_broken(&self) {
-        self.broken.store(1, Ordering::Relaxed);
+    /// The map is worth nothing from now on, or something again.
+    pub fn set_void(&self, why: Option<Fresh>) {
+        self.void.store(why.map_or(0, |fresh| fresh as u64 + 1), Ordering::Relaxed);
     }
 }

@@ -37,6 +37,7 @@ fn every_mutant_is_found() {
         BaseBeforeSettled, ColdBeforeSync, EpochNotDurable, HotForgotten, LookBeforeStamp, NoFlush,
         NoLog, NoSync, NotStampedAgain, OneSlot, StampAfterSubmit, StampedAgainCold,
     };
+    let mut missed = Vec::new();
     for mutant in [
         StampAfterSubmit,
         NoLog,
@@ -51,8 +52,11 @@ fn every_mutant_is_found() {
         HotForgotten,
         OneSlot,
     ] {
-        let found = (0..200).find_map(|seed| play(seed, 600, Some(mutant)).err());
+        // These lose the record itself, which is noticed when it is opened.
+        let sign = if matches!(mutant, OneSlot | EpochNotDurable) { "" } else { ": not reported" };
+        let find = |seed| play(seed, 600, Some(mutant)).err().filter(|e| e.ends_with(sign));
+        let found = (0..300).find_map(find);
         println!("{mutant:?}: {}", found.as_deref().unwrap_or("NOT FOUND"));
-        assert!(found.is_some(), "{mutant:?} was not found");
-    }
+        missed.extend(found.is_none().then_some(mutant));
+    }    assert!(missed.is_empty(), "not found: {missed:?}");
 }

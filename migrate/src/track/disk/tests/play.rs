@@ -2,7 +2,7 @@
 //! orderly ends, all in an order that the seed decides. What waits for storage is interrupted by
 //! more of the same.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
@@ -35,6 +35,8 @@ pub struct Guest {
     flying: RefCell<Vec<Flying>>,
     backup: RefCell<Option<Backup>>,
     last: RefCell<Option<Closing>>,
+    /// A record is being written, and whoever needs another would wait for ever.
+    recording: Cell<bool>,
     mutant: Option<Mutant>,
 }
 
@@ -54,6 +56,7 @@ impl Guest {
                 flying: RefCell::default(),
                 backup: RefCell::default(),
                 last: RefCell::default(),
+                recording: Cell::new(false),
                 mutant,
             })),
             Err(error) => {
@@ -78,7 +81,7 @@ impl Guest {
     fn note(&self, units: &Range<usize>) {
         let epoch = self.tracker.epoch();
         let mut w = self.world.borrow_mut();
-        let turns = w.turns;
+        let turns = w.turns_begun;
         for unit in units.clone() {
             w.announced[unit] = w.announced[unit].max(epoch);
             w.touched[unit / REGION] = turns;
@@ -129,6 +132,9 @@ impl Guest {
         let Flying { write, units, version } = self.flying.borrow_mut().swap_remove(at);
         self.world.borrow_mut().land(units.clone(), version);
         event(&self.world);
+        if write.epoch != self.tracker.epoch() {
+            self.note(&units);
+        }
         match self.mutant {
             Some(Mutant::NotStampedAgain) => self.tracker.leave(write.epoch),
             Some(Mutant::StampedAgainCold) => {
@@ -137,22 +143,7 @@ impl Guest {
             }
             _ => self.tracker.settle(write, 8),
         }
-        // Only if it was stamped again, but more is not demanded of the bound.
-        self.note_settled(&units);
         event(&self.world);
-    }
-
-    fn note_settled(&self, units: &Range<usize>) {
-        let stamps = self.world.borrow().stamps_now();
-        let epoch = self.tracker.epoch();
-        if units.clone().any(|u| stamps[u] == epoch) {
-            let mut w = self.world.borrow_mut();
-            let turns = w.turns;
-            for unit in units.clone() {
-                w.announced[unit] = w.announced[unit].max(stamps[unit]);
-                w.touched[unit / REGION] = turns;
-            }
-        }
     }
 
     fn flush(&self) {
@@ -163,9 +154,11 @@ impl Guest {
 
     fn cool_if_free(&self) {
         // Not inside another turn.
-        if self.tracker.cooling.try_lock().is_ok() {
+        if !self.recording.get() && self.tracker.cooling.try_lock().is_ok() {
+            self.world.borrow_mut().turns_begun += 1;
             self.tracker.cool().unwrap();
-            self.world.borrow_mut().turns += 1;
+            let mut w = self.world.borrow_mut();
+            w.turns = w.turns_begun;
         }
     }
 
@@ -252,12 +245,14 @@ impl Guest {
         let guest = Rc::downgrade(self);
         self.world.borrow_mut().meanwhile = Some(Rc::new(move |during| {
             let Some(guest) = guest.upgrade() else { return };
+            guest.recording.set(during == During::Record);
             for _ in 0..guest.dice(|d| d.below(3)) {
                 match during {
                     During::Record => guest.step_beside_record(),
                     During::Sync => guest.step(),
                 }
             }
+            guest.recording.set(false);
         }));
     }
 
@@ -296,6 +291,7 @@ fn next_life(guest: &Rc<Guest>, end: &End) -> Shared {
     let mut after = World::after(&remains, dice, w.mutant, w.consumers.clone(), w.cuts);
     after.boot = w.boot + u128::from(lost);
     after.turns = w.turns;
+    after.turns_begun = w.turns_begun;
     after.touched.clone_from(&w.touched);
     after.announced.clone_from(&w.announced);
     after.violation.clone_from(&w.violation);

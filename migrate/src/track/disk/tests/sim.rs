@@ -105,8 +105,10 @@ pub struct World {
     pub consumers: Vec<Consumer>,
     /// The stamps that announced writes must have left.
     pub announced: Vec<u32>,
-    /// Turns of cooling that ended, and how many had when a region was last written to.
+    /// Turns of cooling that ended, those that began, and how many had begun when a region was
+    /// last written to.
     pub turns: u64,
+    pub turns_begun: u64,
     pub touched: Vec<u64>,
     pub boot: u128,
     /// Cuts that were tried; `None` while the outcome of one is.
@@ -172,6 +174,7 @@ impl World {
             consumers,
             announced: remains.stamps.clone(),
             turns: COLD_AFTER,
+            turns_begun: COLD_AFTER,
             touched: vec![0; UNITS.div_ceil(REGION)],
             boot: 1,
             cuts,
@@ -340,7 +343,7 @@ pub fn reopen(world: &Shared, mutant: Option<Mutant>) -> Result<Tracker<Store>, 
         let found = Found::read(slots).map_err(|e| e.to_string())?;
         (found, w.boot, w.live.clone(), w.stamps.clone())
     };
-    let verdict = judge(&found.head, live.written(), live.broken(), &now(boot));
+    let verdict = judge(&found.head, live.written(), live.void(), &now(boot));
     let power_loss = match verdict {
         Verdict::Exact => false,
         Verdict::PowerLoss => mutant != Some(Mutant::HotForgotten),
@@ -385,15 +388,16 @@ impl Store {
     }
 }
 
-/// A write of the record that a mutant believes in though it may never arrive.
-fn lost(mutant: Option<Mutant>, old: &[Slot; SLOTS], new: &[u8]) -> bool {
-    let Ok(was) = Found::read([&old[0].durable, &old[1].durable]) else { return false };
-    let Ok(is) = Found::read([new, &[]]) else { return false };
-    match mutant {
-        Some(Mutant::NoLog) => is.head.hot.iter().any(|r| !was.head.hot.contains(r)),
-        Some(Mutant::EpochNotDurable) => is.head.epoch > was.head.epoch,
-        _ => false,
+/// What a mutant's record says instead.
+fn falsified(mutant: Option<Mutant>, old: &[Slot; SLOTS], new: &[u8]) -> Option<Vec<u8>> {
+    let was = Found::read([&old[0].durable, &old[1].durable]).ok()?.head;
+    let mut is = Found::read([new, &[]]).ok()?.head;
+    match mutant? {
+        Mutant::NoLog => is.hot.keep(&was.hot),
+        Mutant::EpochNotDurable => is.epoch = was.epoch,
+        _ => return None,
     }
+    Some(encode(&is))
 }
 
 impl Sidecar for Store {
@@ -410,16 +414,12 @@ impl Sidecar for Store {
     fn write_head(&self, slot: usize, bytes: &[u8]) -> io::Result<()> {
         let mutant = self.world.borrow().mutant;
         let slot = if mutant == Some(Mutant::OneSlot) { 0 } else { slot };
-        let lost = lost(mutant, &self.world.borrow().slots, bytes);
-        self.world.borrow_mut().slots[slot].writing = Some(bytes.to_vec());
+        let falsified = falsified(mutant, &self.world.borrow().slots, bytes);
+        let bytes = falsified.unwrap_or_else(|| bytes.to_vec());
+        self.world.borrow_mut().slots[slot].writing = Some(bytes.clone());
         event(&self.world);
         self.meanwhile(During::Record);
-        {
-            let mut w = self.world.borrow_mut();
-            if !lost {
-                w.slots[slot] = Slot { durable: bytes.to_vec(), writing: None };
-            }
-        }
+        self.world.borrow_mut().slots[slot] = Slot { durable: bytes, writing: None };
         if self.world.borrow_mut().put_off {
             self.world.borrow_mut().put_off = false;
             let (upto, map) = self.begin_sync();
