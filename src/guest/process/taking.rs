@@ -18,6 +18,7 @@ use super::{OpenMachine, OpenedMachine, Passed, Source, file, unexpected};
 use crate::api::{ErrorCode, Failure, LaunchSpec, LoadSpec};
 use crate::config::{Dirs, GuestDefinition, OnHostStop, host_id};
 use crate::guest::confine::{Reach, confine};
+use crate::guest::disks::track::TrackIn;
 use crate::guest::disks::{Asked, Claim, DiskSet, DiskSetError};
 use crate::guest::journal::{self, Journal, SharedJournal, Whose};
 use crate::guest::load::{self, Grant, Known};
@@ -121,7 +122,7 @@ pub(super) fn take<O: OpenMachine>(
     let whose = whose(definition, dirs)?;
     let mut opened = machine.open(definition, &dir, passed, events)?;
     let claim = if spec.receive.is_some() { Claim::Receive } else { Claim::Start };
-    let disk_set = opened.claim_disks(Asked { guest: definition.uuid, claim })?;
+    let mut disk_set = opened.claim_disks(Asked { guest: definition.uuid, claim })?;
     let beside = match claim {
         Claim::Start => disk_set.read_for_start(),
         Claim::Receive => disk_set.read_beside(),
@@ -142,6 +143,11 @@ pub(super) fn take<O: OpenMachine>(
     if let Some(source) = source {
         check_disks(definition, source, &disks, &whose.host_name)?;
     }
+    let tracking = dirs.tracking(&definition.uuid);
+    let within = TrackIn { dir: tracking.clone(), boot: whose.boot.0 };
+    fs::create_dir_all(&tracking)
+        .map_err(|e| file("the instance's directories cannot be made", &e))?;
+    disk_set.track(&within, definition.disks.iter(), claim);
     let journal = SharedJournal::new(journal, whose);
     let sockets = Sockets { api: dir.bind(&dir.paths().api())?, fd: dir.bind(&dir.paths().fd())? };
     let saves = (definition.on_host_stop == OnHostStop::Save).then(|| dirs.saves());
@@ -155,7 +161,7 @@ pub(super) fn take<O: OpenMachine>(
     let marks = dirs.marks(&definition.uuid);
     fs::create_dir_all(&marks)
         .map_err(|e| file("the instance's directories cannot be made", &e))?;
-    confine(&Reach::new(dirs, dir.paths(), (journal_dir, marks), saves))
+    confine(&Reach::new(dirs, dir.paths(), (journal_dir, marks, tracking), saves))
         .map_err(|e| unexpected("the guest process cannot be confined", &e))?;
     Ok(Taken { dir, journal, right, opened, disks: disks.into(), disk_set, host_stop, sockets })
 }

@@ -198,11 +198,7 @@ impl<S: Sidecar> Tracker<S> {
 
     /// Syncs the map, then writes a record without the chosen regions, unless writers have wanted
     /// them back. `change` is told whether all of them are out and none is wanted.
-    fn cool_down(
-        &self,
-        chosen: &Regions,
-        change: impl FnOnce(&mut Head, bool),
-    ) -> io::Result<()> {
+    fn cool_down(&self, chosen: &Regions, change: impl FnOnce(&mut Head, bool)) -> io::Result<()> {
         fence(Ordering::SeqCst);
         self.store.sync()?;
         let mut records = self.quiet(lock(&self.records));

@@ -157,10 +157,7 @@ mod tests {
         // Growth after a kill cannot be told from an edit.
         assert_eq!(judged(false, &sized(2 << 20, look(1001))), Verdict::Fresh(Fresh::Edited));
         let units = Shape { unit_size: 1 << 12, ..shape(1 << 20) };
-        assert_eq!(
-            judged(true, &Now { shape: units, ..now() }),
-            Verdict::Fresh(Fresh::Damaged)
-        );
+        assert_eq!(judged(true, &Now { shape: units, ..now() }), Verdict::Fresh(Fresh::Damaged));
     }
 
     #[test]
@@ -174,7 +171,10 @@ mod tests {
         assert_eq!(judged(1500 * SECOND, &at(999)), Verdict::Fresh(Fresh::Reverted));
         // Nothing was written at all.
         assert_eq!(judged(0, &at(1000)), Verdict::Exact);
-        assert_eq!(judge(&head(false), 1500 * SECOND, Some(Fresh::Elsewhere), &at(1500)), Verdict::Fresh(Fresh::Elsewhere));
+        assert_eq!(
+            judge(&head(false), 1500 * SECOND, Some(Fresh::Elsewhere), &at(1500)),
+            Verdict::Fresh(Fresh::Elsewhere)
+        );
     }
 
     #[test]

@@ -98,8 +98,7 @@ pub fn grown(
     // A last unit that reached beyond the old end has something new in it.
     let whole = head.shape.bytes / u64::from(head.shape.unit_size.max(1));
     let keep = usize::try_from(whole).unwrap_or(usize::MAX);
-    let mut new: Vec<u32> =
-        stamps.iter().take(keep).map(|s| s.load(Ordering::Relaxed)).collect();
+    let mut new: Vec<u32> = stamps.iter().take(keep).map(|s| s.load(Ordering::Relaxed)).collect();
     new.resize(usize::try_from(layout.units()).unwrap_or(usize::MAX), epoch);
     let first = Head::first(head.disk, head.generation, head.fresh, shape, look);
     Ok((Head { epoch, written: head.written, ..first }, new))

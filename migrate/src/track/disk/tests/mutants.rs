@@ -58,5 +58,6 @@ fn every_mutant_is_found() {
         let found = (0..300).find_map(find);
         println!("{mutant:?}: {}", found.as_deref().unwrap_or("NOT FOUND"));
         missed.extend(found.is_none().then_some(mutant));
-    }    assert!(missed.is_empty(), "not found: {missed:?}");
+    }
+    assert!(missed.is_empty(), "not found: {missed:?}");
 }

@@ -307,9 +307,8 @@ pub fn play(seed: u64, steps: usize, mutant: Option<Mutant>) -> Result<u64, Stri
     let mut first = World::new(seed, mutant);
     first.consumers = vec![Consumer { base: None, saved: vec![u32::MAX; UNITS] }; 3];
     let mut world = Rc::new(RefCell::new(first));
-    let failed = |world: &Shared| {
-        world.borrow().violation.clone().map(|v| format!("seed {seed}: {v}"))
-    };
+    let failed =
+        |world: &Shared| world.borrow().violation.clone().map(|v| format!("seed {seed}: {v}"));
     let Some(mut guest) = Guest::start(&world, mutant) else {
         return Err(failed(&world).unwrap_or_default());
     };
