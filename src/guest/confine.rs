@@ -74,7 +74,9 @@ impl Reach {
         rules.push((journal, records));
         rules.push((marks, records));
         // A map of changes that cannot be written any more must not be found again.
-        rules.push((tracking, make_bitflags!(AccessFs::{ ReadDir | RemoveFile })));
+        if tracking.exists() {
+            rules.push((tracking, make_bitflags!(AccessFs::{ ReadDir | RemoveFile })));
+        }
         rules.extend(saves.map(|dir| (dir, records)));
         Self { rules }
     }

@@ -31,6 +31,22 @@ pub struct TrackIn {
     pub dir: PathBuf,
     /// This boot of the host.
     pub boot: u128,
+    /// When it began, in ns since 1970.
+    pub boot_began: u64,
+}
+
+impl TrackIn {
+    /// In `dir`, in this boot, whose id is `boot`.
+    ///
+    /// # Errors
+    /// The host does not say when it began.
+    pub fn this_boot(dir: PathBuf, boot: u128) -> io::Result<Self> {
+        let text = std::fs::read_to_string("/proc/stat")?;
+        let line = text.lines().find_map(|l| l.strip_prefix("btime "));
+        let seconds = line.and_then(|s| s.trim().parse::<u64>().ok());
+        let seconds = seconds.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
+        Ok(Self { dir, boot, boot_began: seconds.saturating_mul(1_000_000_000) })
+    }
 }
 
 /// One tracked disk. The guest's writes go through it.
@@ -49,14 +65,6 @@ fn now_ns() -> u64 {
     let Ok(now) = clock_gettime(ClockId::CLOCK_REALTIME_COARSE) else { return 0 };
     let seconds = u64::try_from(now.tv_sec()).unwrap_or(0);
     seconds * 1_000_000_000 + u64::try_from(now.tv_nsec()).unwrap_or(0)
-}
-
-/// When this boot began, as far as the clock was right then.
-fn boot_began() -> io::Result<u64> {
-    let text = std::fs::read_to_string("/proc/stat")?;
-    let line = text.lines().find_map(|l| l.strip_prefix("btime "));
-    let seconds = line.and_then(|s| s.trim().parse::<u64>().ok());
-    seconds.map(|s| s * 1_000_000_000).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// How an image looks; the samples are of its first `bytes` bytes.
@@ -101,7 +109,7 @@ impl DiskTrack {
         let sidecar = within.dir.join(file_name(serial));
         let now = Now {
             boot: within.boot,
-            boot_began: boot_began().map_err(store)?,
+            boot_began: within.boot_began,
             shape,
             look: look(&image, bytes).map_err(store)?,
         };

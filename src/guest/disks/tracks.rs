@@ -2,10 +2,11 @@
 //!
 //! A disk that cannot be tracked works all the same; it says why, and a backup reads all of it.
 
-use std::io;
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
+use std::{fs, io};
 
 use super::track::{DiskTrack, TrackIn};
 use crate::api::DiskTracking;
@@ -16,6 +17,28 @@ use crate::config::DiskDefinition;
 const TURN: Duration = Duration::from_secs(5);
 /// Turns after which the live words are synced at the latest.
 const TURNS_TO_SYNC: u32 = 6;
+
+/// Maps of guests that have no journal any more are kept this long.
+pub const KEPT: Duration = Duration::from_hours(90 * 24);
+
+/// Removes below `all` the maps of guests that are not in `journals` and did not run since
+/// `before`. Failures leave them where they are.
+pub fn prune(all: &Path, journals: &Path, before: SystemTime) {
+    let Ok(guests) = fs::read_dir(all) else { return };
+    for guest in guests.flatten() {
+        if journals.join(guest.file_name()).exists() {
+            continue;
+        }
+        let Ok(maps) = fs::read_dir(guest.path()) else { continue };
+        let new =
+            |m: fs::DirEntry| m.metadata().and_then(|m| m.modified()).map_or(true, |t| t > before);
+        if !maps.flatten().any(new)
+            && let Err(error) = fs::remove_dir_all(guest.path())
+        {
+            tracing::warn!(%error, path = %guest.path().display(), "old maps of changes stay");
+        }
+    }
+}
 
 #[derive(Debug)]
 struct Tracked {

@@ -7,7 +7,7 @@ use std::net::UdpSocket;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
 use migrate_engine::handover::term::{BootId, HostId};
@@ -19,6 +19,7 @@ use crate::api::{ErrorCode, Failure, LaunchSpec, LoadSpec};
 use crate::config::{Dirs, GuestDefinition, OnHostStop, host_id};
 use crate::guest::confine::{Reach, confine};
 use crate::guest::disks::track::TrackIn;
+use crate::guest::disks::tracks;
 use crate::guest::disks::{Asked, Claim, DiskSet, DiskSetError};
 use crate::guest::journal::{self, Journal, SharedJournal, Whose};
 use crate::guest::load::{self, Grant, Known};
@@ -144,9 +145,11 @@ pub(super) fn take<O: OpenMachine>(
         check_disks(definition, source, &disks, &whose.host_name)?;
     }
     let tracking = dirs.tracking(&definition.uuid);
-    let within = TrackIn { dir: tracking.clone(), boot: whose.boot.0 };
-    fs::create_dir_all(&tracking)
-        .map_err(|e| file("the instance's directories cannot be made", &e))?;
+    let within = TrackIn::this_boot(tracking.clone(), whose.boot.0)
+        .map_err(|e| unexpected("the time of this boot cannot be read", &e))?;
+    if let (Some(all), Some(journals)) = (tracking.parent(), journal_dir.parent()) {
+        tracks::prune(all, journals, SystemTime::now() - tracks::KEPT);
+    }
     disk_set.track(&within, definition.disks.iter(), claim);
     let journal = SharedJournal::new(journal, whose);
     let sockets = Sockets { api: dir.bind(&dir.paths().api())?, fd: dir.bind(&dir.paths().fd())? };

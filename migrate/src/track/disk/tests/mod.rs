@@ -3,6 +3,7 @@
 mod mutants;
 mod play;
 mod sim;
+mod threads;
 
 use self::play::play;
 
