@@ -13,7 +13,8 @@ use migrate_engine::track::disk::Live;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 /// Bytes before the stamps: a page, in which the live words stand first.
-pub const LIVE_BYTES: u64 = 4096;
+pub const LIVE_BYTES: u64 = LIVE_LEN as u64;
+const LIVE_LEN: usize = 4096;
 
 /// A mapping that lives as long as this.
 #[derive(Debug)]
@@ -66,7 +67,7 @@ impl AsRef<[AtomicU32]> for Mapping {
         // SAFETY: `new` mapped `LIVE_BYTES` and 4 bytes for each stamp; the address is aligned to
         // a page, the reference does not outlive the mapping, and any bytes are valid atomics.
         unsafe {
-            let first = self.base.cast::<u8>().add(LIVE_BYTES as usize).cast::<AtomicU32>();
+            let first = self.base.cast::<u8>().add(LIVE_LEN).cast::<AtomicU32>();
             std::slice::from_raw_parts(first.as_ptr(), self.stamps)
         }
     }

@@ -98,7 +98,9 @@ impl<S: Sidecar> Tracker<S> {
                 }
                 return;
             }
-            cold.iter().for_each(|r| records.wanted.insert(*r));
+            for region in cold {
+                records.wanted.insert(*region);
+            }
             records = if records.writing {
                 wait(&self.recorded, records)
             } else {

@@ -1,5 +1,7 @@
 //! Tests of the tracker: replayed crashes, mutants, threads.
 
+#![expect(clippy::needless_range_loop, reason = "units number several lists at once")]
+
 mod mutants;
 mod play;
 mod sim;

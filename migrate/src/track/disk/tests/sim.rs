@@ -22,7 +22,8 @@ use super::mutants::Mutant;
 use crate::unit::UnitIndex;
 
 pub const UNITS: usize = 46;
-pub const REGION: usize = 4;
+pub const REGION: usize = REGION_UNITS as usize;
+const REGION_UNITS: u32 = 4;
 /// Stamps in a sector of the map, bytes in a sector of a slot: small, so that much can tear.
 const MAP_SECTOR: usize = 2;
 const HEAD_SECTOR: usize = 32;
@@ -31,7 +32,7 @@ const COLD_AFTER: u64 = 2;
 
 pub const LOOK: Look = Look { file: None, samples: 0 };
 pub const SHAPE: Shape =
-    Shape { bytes: (UNITS as u64) << 16, unit_size: 1 << 16, region_units: REGION as u32 };
+    Shape { bytes: (UNITS as u64) << 16, unit_size: 1 << 16, region_units: REGION_UNITS };
 
 /// Numbers that depend on the seed alone.
 #[derive(Clone, Debug)]

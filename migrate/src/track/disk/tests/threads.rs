@@ -104,11 +104,9 @@ fn back_up(tracker: &Tracker<Store>, image: &Image, saved: &Mutex<Option<Saved>>
     let last = saved.lock().unwrap().clone();
     let mut copy = last.as_ref().map_or_else(|| vec![0; UNITS], |(_, copy)| copy.clone());
     let wanted: Vec<usize> = match tracker.changed_since(last.as_ref().map(|(base, _)| base)) {
-        Changed::Units(set) => set
-            .runs()
-            .flat_map(|r| r.range())
-            .map(|u| usize::try_from(u).unwrap())
-            .collect(),
+        Changed::Units(set) => {
+            set.runs().flat_map(|r| r.range()).map(|u| usize::try_from(u).unwrap()).collect()
+        }
         Changed::Whole(_) => (0..UNITS).collect(),
     };
     for unit in wanted {
@@ -145,7 +143,7 @@ fn life(seed: u64) -> Cut {
             }
         });
         let mut dice = Dice(seed);
-        for _ in 0..1 + dice.below(6) {
+        for _ in 0..=dice.below(6) {
             back_up(tracker, image, saved);
         }
         for _ in 0..dice.below(200) {
