@@ -3,12 +3,13 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use vmm::config::{MachineConfig, MemoryConfig};
 use vmm::devices::console::{Console, ConsoleConfig};
 use vmm::devices::tap::Tap;
-use vmm::devices::virtio::block::BlockSpec;
+use vmm::devices::virtio::block::{BlockSpec, WriteObserver};
 use vmm::devices::virtio::net::NetSpec;
 use vmm::devices::virtio::vsock::VsockSpec;
 use vmm::machine::{Builder, ClockMode, Parts, Paused, Running, VirtioSpec};
@@ -53,7 +54,8 @@ impl VmmMachines {
     fn virtio(&self) -> io::Result<Vec<VirtioSpec>> {
         let parts = &self.parts;
         let mut specs = Vec::new();
-        for disk in &parts.disks {
+        for (index, disk) in parts.disks.iter().enumerate() {
+            let track = parts.tracks.get(index).cloned().flatten();
             specs.push(VirtioSpec::Block(BlockSpec {
                 file: disk.file.try_clone()?,
                 read_only: disk.definition.read_only,
@@ -61,7 +63,7 @@ impl VmmMachines {
                 discard: true,
                 serial: disk.definition.serial.clone(),
                 queues: 1,
-                observer: None,
+                observer: track.map(|t| -> Arc<dyn WriteObserver> { t }),
             }));
         }
         for (tap, net) in parts.taps.iter().zip(&parts.definition.nets) {

@@ -25,6 +25,8 @@ use super::machine::VmmMachines;
 use super::memory::{self, Bound, By};
 use crate::api::{ErrorCode, Failure};
 use crate::config::{Cache, DiskDefinition, GuestDefinition, GuestPaths, NetDefinition, NetLink};
+use crate::guest::disks::track::DiskTrack;
+use crate::guest::disks::tracks::{Cooler, Tracks};
 use crate::guest::disks::{Asked, DiskSet, Part};
 use crate::guest::process::{OpenMachine, OpenedMachine, Passed};
 use crate::guest::runtime::RuntimeDir;
@@ -62,6 +64,9 @@ pub struct Opened {
     pub vsock: Option<OpenVsock>,
     pub random: Option<File>,
     pub events: EventSink,
+    /// What stands around the writes of each disk; none before the start.
+    pub tracks: Vec<Option<Arc<DiskTrack>>>,
+    cooler: Option<Cooler>,
     console: ConsoleConfig,
     hvc: Option<ConsoleConfig>,
 }
@@ -108,6 +113,8 @@ impl OpenMachine for VmmHost {
             vsock: vsock.transpose()?,
             random: random.transpose()?,
             events,
+            tracks: Vec::new(),
+            cooler: None,
             console,
             hvc: hvc.transpose()?,
         })
@@ -134,12 +141,15 @@ impl OpenedMachine for Opened {
         self.disks.iter().filter_map(saved).collect()
     }
 
-    fn start(mut self) -> Result<(VmmMachines, WaitConsole), Failure> {
+    fn start(mut self, tracks: &Tracks) -> Result<(VmmMachines, WaitConsole), Failure> {
         let start = |config| {
             Console::new(config).map_err(|e| failure::unexpected("the console cannot start", &e))
         };
         let console = start(std::mem::take(&mut self.console))?;
         let hvc = self.hvc.take().map(start).transpose()?;
+        self.tracks = tracks.of_disks().collect();
+        let cooler = Cooler::start(tracks);
+        self.cooler = Some(cooler.map_err(|e| failure::unexpected("disks cannot be tracked", &e))?);
         let waited = console.clone();
         let wait: WaitConsole = Arc::new(move |text, timeout, given_up| {
             wait_console(waited.subscribe(Position::Scrollback), text, timeout, given_up)

@@ -124,6 +124,46 @@ pub struct GuestInfo {
     /// What clock adjustment its last load made, if it was loaded.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub loaded_pause_ms: Option<u64>,
+    /// How the changes of its disks are tracked, for those that it can write.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub disk_tracking: Vec<DiskTracking>,
+}
+
+/// How the changes of a disk are tracked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskTracking {
+    /// The disk, as its guest knows it.
+    pub serial: String,
+    /// Identity of the disk; nothing if it is not tracked.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub disk: Option<Uuid>,
+    /// Counts the times that everything counted as changed.
+    pub generation: u64,
+    /// The open epoch; each backup closes one.
+    pub epoch: u32,
+    /// Regions of 256 MiB that count as changed if the host loses its power now.
+    pub hot_regions: u64,
+    /// Why the generation began.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub began: Option<String>,
+    /// Why it is not tracked (any more).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub error: Option<String>,
+}
+
+impl DiskTracking {
+    /// Of a disk that cannot be tracked.
+    pub fn failed(serial: &str, error: &str) -> Self {
+        Self {
+            serial: serial.to_owned(),
+            disk: None,
+            generation: 0,
+            epoch: 0,
+            hot_regions: 0,
+            began: None,
+            error: Some(error.to_owned()),
+        }
+    }
 }
 
 /// How to end a guest.

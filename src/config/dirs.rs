@@ -43,6 +43,11 @@ impl Dirs {
         self.state.join("journal").join(uuid.to_string())
     }
 
+    /// What tracks the changes of the disks of guest `uuid`, a file for each.
+    pub fn tracking(&self, uuid: &uuid::Uuid) -> PathBuf {
+        self.state.join("tracking").join(uuid.to_string())
+    }
+
     /// Marks of the hand-overs of guest `uuid`: they outlive its process, not this boot.
     pub fn marks(&self, uuid: &uuid::Uuid) -> PathBuf {
         self.run.join("marks").join(uuid.to_string())

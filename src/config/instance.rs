@@ -157,6 +157,7 @@ impl Dirs {
             self.logs(),
             self.state.join("journal"),
             self.state.join("identity"),
+            self.state.join("tracking"),
         ] {
             make_private(&dir)?;
         }

@@ -48,12 +48,11 @@ pub struct Reach {
 
 impl Reach {
     /// What every guest process needs: its runtime directory, its journal and its marks,
-    /// and to leave files
-    /// among the exits. `saves`: a directory to save to on SIGTERM.
+    /// to remove what tracks its disks, and to leave files among the exits. `saves`: a directory to save to on SIGTERM.
     pub fn new(
         dirs: &Dirs,
         paths: &GuestPaths,
-        (journal, marks): (PathBuf, PathBuf),
+        (journal, marks, tracking): (PathBuf, PathBuf, PathBuf),
         saves: Option<PathBuf>,
     ) -> Self {
         let own = make_bitflags!(AccessFs::{
@@ -74,6 +73,10 @@ impl Reach {
         rules.extend(journal.parent().map(|parent| (parent.to_owned(), remove)));
         rules.push((journal, records));
         rules.push((marks, records));
+        // A map of changes that cannot be written any more must not be found again.
+        if tracking.exists() {
+            rules.push((tracking, make_bitflags!(AccessFs::{ ReadDir | RemoveFile })));
+        }
         rules.extend(saves.map(|dir| (dir, records)));
         Self { rules }
     }

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 
-use crate::api::{GuestInfo, GuestState};
+use crate::api::{DiskTracking, GuestInfo, GuestState};
 use crate::config::{DiskDefinition, GuestDefinition};
 
 /// Version of the program.
@@ -40,6 +40,8 @@ pub struct Now {
     pub resets: u64,
     /// Why it crashed.
     pub crash: Option<String>,
+    /// How the changes of its disks are tracked.
+    pub disk_tracking: Vec<DiskTracking>,
 }
 
 impl Facts {
@@ -65,6 +67,7 @@ impl Facts {
             console: self.console.clone(),
             resets: now.resets,
             crash: now.crash,
+            disk_tracking: now.disk_tracking,
             loaded_pause_ms: self.loaded_pause_ms,
         }
     }

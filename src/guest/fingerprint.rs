@@ -80,7 +80,12 @@ pub fn take(mut disk: &File) -> io::Result<Fingerprint> {
     Ok(Fingerprint { bytes, file, samples_crc32: samples(disk, bytes)? })
 }
 
-fn samples(disk: &File, bytes: u64) -> io::Result<u32> {
+/// Checksum over samples of the first `bytes` bytes of a disk, which must not be open for direct
+/// I/O.
+///
+/// # Errors
+/// It cannot be read, or is shorter.
+pub fn samples(disk: &File, bytes: u64) -> io::Result<u32> {
     let mut crc = crc32fast::Hasher::new();
     let mut block = [0; SAMPLE_BYTES];
     for offset in sample_offsets(bytes) {

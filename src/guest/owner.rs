@@ -285,6 +285,7 @@ impl<M: MakeMachine> Owner<M> {
             cpu_share_percent: self.handles.as_ref().map_or(100, |h| h.controls.cpu_share()),
             resets: self.resets,
             crash,
+            disk_tracking: self.disk_set.tracks().info(),
         })
     }
 
@@ -391,6 +392,9 @@ impl<M: MakeMachine> Owner<M> {
             let gone = "the guest was ended while it was being saved";
             let failure = Failure::new(crate::api::ErrorCode::Interrupted, gone, "start it again");
             farewells.extend(save.reply.map(|r| (r, Err(failure))));
+        }
+        if self.journal.ledger().owned().is_some() {
+            self.disk_set.tracks().finish();
         }
         if let Err(error) = self.journal.end_term(ending.term, Timestamp::now()) {
             // The record still says `Owner` and the lock will be free: that reads as "died".

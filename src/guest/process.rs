@@ -28,6 +28,7 @@ use coming::Coming;
 use taking::{Right, check_name, check_paths, open_source, take, watch_caller};
 use vmm::events::{EventSink, channel_pair};
 
+use super::disks::tracks::Tracks;
 use super::disks::{Asked, DiskSet};
 use super::facts::Facts;
 use super::inbox::{self, Inbox, Sources};
@@ -84,8 +85,8 @@ pub trait OpenedMachine {
     /// Its disks in the definition's order, as a save sees them.
     fn disks(&mut self) -> Vec<SavedDisk>;
 
-    /// Starts what needs threads (consoles). The process is confined now.
-    fn start(self) -> Result<(Self::Machines, WaitConsole), Failure>;
+    /// Starts what needs threads (consoles, tracking). Writes to disks go through `tracks`. The process is confined now.
+    fn start(self, tracks: &Tracks) -> Result<(Self::Machines, WaitConsole), Failure>;
 }
 
 /// The machine type of an [`OpenMachine`].
@@ -258,7 +259,7 @@ fn build<O: OpenMachine>(
     let hidden = hidden_features(&spec.dirs.config.join("host.toml"))?;
     let passed = Passed { console, taps, hidden };
     let taken = take(machine, &spec, source.as_ref(), passed, events)?;
-    let (machines, wait_console) = taken.opened.start()?;
+    let (machines, wait_console) = taken.opened.start(taken.disk_set.tracks())?;
     let frame = Frame {
         spec,
         started,

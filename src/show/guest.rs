@@ -149,6 +149,7 @@ pub(crate) mod tests {
             resets: 0,
             crash: None,
             loaded_pause_ms: None,
+            disk_tracking: Vec::new(),
         }
     }
 

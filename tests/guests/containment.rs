@@ -52,6 +52,7 @@ fn assert_only_needed(home: &Home, info: &Value, disks: &[&str]) {
     let dirs = home.dirs();
     let journal = dirs.journal(&uuid);
     let paths = dirs.guest(name);
+    let tracking = dirs.tracking(&uuid);
     let files = [
         paths.lock(),
         paths.console_log(),
@@ -73,6 +74,7 @@ fn assert_only_needed(home: &Home, info: &Value, disks: &[&str]) {
         logs += usize::from(path == dirs.guest_log(name));
         let known = files.contains(&path)
             || disks.contains(&text.as_str())
+            || path.starts_with(&tracking)
             || text == "/dev/null"
             || text == "/dev/kvm"
             || text == "/dev/urandom"

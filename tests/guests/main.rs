@@ -17,4 +17,5 @@ mod networks;
 
 mod saves;
 mod shared;
+mod tracking;
 mod unprivileged;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use migrate::adapter::VmmHost;
 use migrate::config::{Cache, Dirs, DiskDefinition, GuestDefinition, OnCrash, OnHostStop};
+use migrate::guest::disks::tracks::Tracks;
 use migrate::guest::machine::{MachineReceiver, MakeMachine, PausedMachine, RunningMachine};
 use migrate::guest::process::{OpenMachine, OpenedMachine, Passed};
 use migrate::guest::runtime::RuntimeDir;
@@ -78,7 +79,7 @@ impl Inside {
         let (events, _) = vmm::events::channel_pair().unwrap();
         let definition = definition(name, disk);
         let opened = VmmHost.open(&definition, &dir, Passed::default(), events).unwrap();
-        let (machines, wait) = opened.start().unwrap();
+        let (machines, wait) = opened.start(&Tracks::default()).unwrap();
         Self { machines, wait, _dir: dir }
     }
 }

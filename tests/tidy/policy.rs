@@ -59,6 +59,7 @@ pub const UNSAFE_FILES: &[(&str, &str)] = &[
         "system calls of the test guest's first process, without libc crates",
     ),
     ("src/api/fds.rs", "takes over descriptors that came over a socket"),
+    ("src/guest/disks/mapping.rs", "the map of a disk's changes is memory shared with a file"),
     ("src/guest/sys.rs", "process-wide system calls that no safe crate wraps"),
     ("vmm/src/devices/tap_ioctl.rs", "ioctls of a tap and of its bridge, which no crate wraps"),
     ("vmm/src/devices/virtio/block/sys.rs", "vectored disk I/O on guest memory, disk ioctls"),

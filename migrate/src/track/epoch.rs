@@ -116,6 +116,13 @@ pub struct InFlight {
     epoch: u32,
 }
 
+impl InFlight {
+    /// The units.
+    pub fn run(&self) -> Run {
+        self.run
+    }
+}
+
 /// The epochs in which the units of a layout last changed. `S` lends the stamps: a vector, a
 /// slice, or the mapping of a file.
 #[derive(Debug)]
@@ -237,13 +244,15 @@ impl<S: AsRef<[AtomicU32]>> EpochMap<S> {
     }
 
     /// The write has landed, or has failed and left who knows what: stamps it again if an epoch
-    /// was closed in the meantime. Acknowledge the write after this.
+    /// was closed in the meantime, and says whether it did. Acknowledge the write after this.
     #[expect(clippy::needless_pass_by_value, reason = "it can be settled only once")]
-    pub fn settle(&self, write: InFlight) {
+    pub fn settle(&self, write: InFlight) -> bool {
         fence(Ordering::SeqCst);
-        if self.current.load(Ordering::Relaxed) != write.epoch {
+        let again = self.current.load(Ordering::Relaxed) != write.epoch;
+        if again {
             self.stamp(write.run);
         }
+        again
     }
 
     /// Raises the leaves of `run` and every node above them to `epoch`.

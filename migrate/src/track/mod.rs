@@ -2,6 +2,7 @@
 //!
 //! Both may report a unit that did not change; neither ever leaves out one that did.
 
+pub mod disk;
 pub mod epoch;
 pub mod set;
 

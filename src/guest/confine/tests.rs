@@ -25,13 +25,15 @@ fn confined_child() {
     let paths = dirs.guest("one");
     let journal = dirs.journal(&uuid::Uuid::nil());
     let marks = dirs.marks(&uuid::Uuid::nil());
-    for dir in [paths.dir(), &journal, &marks, &dirs.exits(), &dirs.guests().join("two")] {
+    let tracking = dirs.tracking(&uuid::Uuid::nil());
+    for dir in [paths.dir(), &journal, &marks, &tracking, &dirs.exits(), &dirs.guests().join("two")]
+    {
         fs::create_dir_all(dir).unwrap();
     }
     fs::write(root.join("secret"), "s").unwrap();
     fs::write(dirs.exits().join("other"), "o").unwrap();
     let held = File::open(root.join("secret")).unwrap();
-    confine(&Reach::new(&dirs, &paths, (journal.clone(), marks.clone()), None)).unwrap();
+    confine(&Reach::new(&dirs, &paths, (journal.clone(), marks.clone(), tracking), None)).unwrap();
     let mut can = Vec::new();
     let mut try_it = |what: &str, worked: bool| {
         if worked {

@@ -5,7 +5,11 @@
 
 pub mod beside;
 pub mod check;
+mod mapping;
 pub mod record;
+mod sidecar;
+pub mod track;
+pub mod tracks;
 
 use std::fs::File;
 use std::os::unix::fs::FileTypeExt;
@@ -20,6 +24,8 @@ use vmm::devices::virtio::block::{DiskLock, DiskOpenError};
 use self::beside::{BesideError, BesideFile};
 use self::check::{DiskFacts, obstacle};
 use self::record::{Record, Stale};
+use self::track::TrackIn;
+use self::tracks::Tracks;
 use super::fingerprint::{self, DiskChanged, Fingerprint};
 use crate::api::{ErrorCode, Failure};
 use crate::config::DiskDefinition;
@@ -140,6 +146,7 @@ pub struct DiskSet {
     /// Held while records change: a change reads, and writes what it made of it.
     changing: Mutex<()>,
     disks: Vec<Disk>,
+    tracks: Tracks,
 }
 
 impl std::fmt::Debug for DiskSet {
@@ -191,7 +198,8 @@ impl DiskSet {
             Ok(Disk { lock, beside: None, facts: facts(part)? })
         };
         let disks = parts.iter().map(disk).collect::<Result<_, DiskSetError>>()?;
-        Ok(Self { guest: guest.as_u128(), changing: Mutex::new(()), disks })
+        let changing = Mutex::new(());
+        Ok(Self { guest: guest.as_u128(), changing, disks, tracks: Tracks::default() })
     }
 
     fn open_records(
@@ -245,11 +253,27 @@ impl DiskSet {
         self.disks.iter().try_for_each(|disk| disk.lock.peek_next())
     }
 
+    /// Begins to track the changes of these disks, which are those of this set.
+    pub fn track<'a>(
+        &mut self,
+        within: &TrackIn,
+        disks: impl Iterator<Item = &'a DiskDefinition>,
+        claim: Claim,
+    ) {
+        self.tracks = Tracks::begin(within, disks, claim == Claim::Receive);
+    }
+
+    /// The tracking of its disks.
+    pub fn tracks(&self) -> &Tracks {
+        &self.tracks
+    }
+
     /// Lets OWNER go everywhere.
     ///
     /// # Errors
     /// The first; the others are let go all the same.
     pub fn drop_owner(&self) -> Result<(), DiskOpenError> {
+        self.tracks.leave();
         self.every(DiskLock::drop_owner)
     }
 

@@ -225,6 +225,7 @@ fn answer(request: Request, facts: &Facts, coming: &UnderWay) {
             cpu_share_percent: 100,
             resets: 0,
             crash: None,
+            disk_tracking: Vec::new(),
         })))),
         Input::MoveFeed => Ok(Answer::Feed(coming.feed.clone())),
         Input::MoveCancel => Ok(Answer::Cancelled(coming.cancel("cancelled"))),

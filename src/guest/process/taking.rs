@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use jiff::Timestamp;
 use migrate_engine::handover::term::{Beside, BootId, HostId, Term};
@@ -21,6 +21,8 @@ use crate::arbiter::{self, gate::Wish};
 use crate::config::{Dirs, GuestDefinition, OnHostStop, host_id};
 use crate::failpoint;
 use crate::guest::confine::{Reach, confine};
+use crate::guest::disks::track::TrackIn;
+use crate::guest::disks::tracks;
 use crate::guest::disks::{Asked, Claim, DiskSet, DiskSetError};
 use crate::guest::journal::{self, Journal, JournalError, SharedJournal, Whose};
 use crate::guest::load::{self, Grant, Known};
@@ -129,7 +131,7 @@ pub(super) fn take<O: OpenMachine>(
     let journal = take_journal(&journal_dir, &whose, spec.claim.is_some())?;
     let mut opened = machine.open(definition, &dir, passed, events)?;
     let claim = if spec.receive.is_some() { Claim::Receive } else { Claim::Start };
-    let disk_set = opened.claim_disks(Asked { guest: definition.uuid, claim })?;
+    let mut disk_set = opened.claim_disks(Asked { guest: definition.uuid, claim })?;
     let beside = match claim {
         Claim::Start => disk_set.read_for_start(),
         Claim::Receive => disk_set.read_beside(),
@@ -153,6 +155,13 @@ pub(super) fn take<O: OpenMachine>(
     if let Some(source) = source {
         check_disks(definition, source, &disks, &whose.host_name)?;
     }
+    let tracking = dirs.tracking(&definition.uuid);
+    let within = TrackIn::this_boot(tracking.clone(), whose.boot.0)
+        .map_err(|e| unexpected("the time of this boot cannot be read", &e))?;
+    if let (Some(all), Some(journals)) = (tracking.parent(), journal_dir.parent()) {
+        tracks::prune(all, journals, SystemTime::now() - tracks::KEPT);
+    }
+    disk_set.track(&within, definition.disks.iter(), claim);
     if let Right::Start(grant) = &mut right {
         // Last of all: what is refused for other reasons takes no right.
         let saved = source.filter(|s| !s.how.clone).map(|s| Term::new(s.saved.metadata.term));
@@ -173,7 +182,7 @@ pub(super) fn take<O: OpenMachine>(
     let marks = dirs.marks(&definition.uuid);
     fs::create_dir_all(&marks)
         .map_err(|e| file("the instance's directories cannot be made", &e))?;
-    confine(&Reach::new(dirs, dir.paths(), (journal_dir, marks), saves))
+    confine(&Reach::new(dirs, dir.paths(), (journal_dir, marks, tracking), saves))
         .map_err(|e| unexpected("the guest process cannot be confined", &e))?;
     Ok(Taken { dir, journal, right, opened, disks: disks.into(), disk_set, host_stop, sockets })
 }

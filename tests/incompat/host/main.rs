@@ -14,6 +14,7 @@ use std::process::ExitCode;
 use migrate::adapter::VmmHost;
 use migrate::api::Failure;
 use migrate::config::GuestDefinition;
+use migrate::guest::disks::tracks::Tracks;
 use migrate::guest::disks::{Asked, DiskSet};
 use migrate::guest::machine::{Fill, MachineReceiver, MakeMachine, Restore};
 use migrate::guest::process::{OpenMachine, OpenedMachine, Passed, process_main};
@@ -103,9 +104,9 @@ impl OpenedMachine for OddOpened {
         self.opened.disks()
     }
 
-    fn start(self) -> Result<(OddMachines, WaitConsole), Failure> {
+    fn start(self, tracks: &Tracks) -> Result<(OddMachines, WaitConsole), Failure> {
         let Self { opened, oddity } = self;
-        let (machines, wait) = opened.start()?;
+        let (machines, wait) = opened.start(tracks)?;
         Ok((OddMachines { machines, oddity }, wait))
     }
 }

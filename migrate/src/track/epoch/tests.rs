@@ -125,7 +125,7 @@ impl World {
             }
             thread::yield_now();
             match write {
-                Some(write) => self.map.settle(write),
+                Some(write) => drop(self.map.settle(write)),
                 None => self.map.stamp(run),
             }
         }

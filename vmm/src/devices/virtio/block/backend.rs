@@ -30,8 +30,15 @@ pub trait DiskBackend: Send + Sync {
     fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> io::Result<()>;
 }
 
-/// Hears of every change before it is submitted to the disk. Called from several threads.
+/// Stands around every change of the disk. Called from several threads.
 pub trait WriteObserver: Send + Sync {
-    /// The `len` bytes from `offset` are about to change.
-    fn before_write(&self, offset: u64, len: u64);
+    /// The `len` bytes from `offset` are to change, `len` at least 1: calls `change` once and
+    /// returns what it returned. Before the call the disk has heard nothing of the change, after
+    /// it the change has been made or has failed.
+    fn around_write(
+        &self,
+        offset: u64,
+        len: u64,
+        change: &mut dyn FnMut() -> io::Result<()>,
+    ) -> io::Result<()>;
 }

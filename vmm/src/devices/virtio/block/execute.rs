@@ -13,7 +13,7 @@ use crate::memory::Mem;
 pub struct Disk {
     /// Where the data lies.
     pub backend: Arc<dyn DiskBackend>,
-    /// Hears of writes before they are submitted.
+    /// Stands around every change.
     pub observer: Option<Arc<dyn WriteObserver>>,
     /// What requests are checked against.
     pub limits: Limits,
@@ -58,8 +58,7 @@ impl Disk {
             }
             Action::Write { offset } => {
                 let slices = request.slices(mem)?;
-                self.announce(*offset, request.len);
-                self.backend.write_at(&slices, *offset)?;
+                self.observed(*offset, request.len, || self.backend.write_at(&slices, *offset))?;
                 self.settle(durable).map(|()| 0)
             }
             Action::Flush => self.backend.flush().map(|()| 0),
@@ -80,17 +79,20 @@ impl Disk {
         change: impl Fn(&Range) -> io::Result<()>,
     ) -> io::Result<u64> {
         for range in ranges {
-            self.announce(range.offset, range.len);
-            change(range)?;
+            self.observed(range.offset, range.len, || change(range))?;
         }
         self.settle(durable).map(|()| 0)
     }
 
-    fn announce(&self, offset: u64, len: u64) {
-        if let Some(observer) = &self.observer
-            && len > 0
-        {
-            observer.before_write(offset, len);
+    fn observed(
+        &self,
+        offset: u64,
+        len: u64,
+        mut change: impl FnMut() -> io::Result<()>,
+    ) -> io::Result<()> {
+        match &self.observer {
+            Some(observer) if len > 0 => observer.around_write(offset, len, &mut change),
+            _ => change(),
         }
     }
 

@@ -386,8 +386,14 @@ proptest! {
 struct Count(AtomicU64);
 
 impl WriteObserver for Count {
-    fn before_write(&self, _: u64, _: u64) {
+    fn around_write(
+        &self,
+        _: u64,
+        _: u64,
+        change: &mut dyn FnMut() -> io::Result<()>,
+    ) -> io::Result<()> {
         self.0.fetch_add(1, Ordering::SeqCst);
+        change()
     }
 }
 
@@ -484,25 +490,36 @@ fn reads_mark_the_pages_they_fill() {
     }
 }
 
-/// Sees what is on the disk at the moment it is told of a write.
-struct Before {
+/// Sees what is on the disk before and after each change.
+struct Around {
     file: File,
-    seen: Mutex<Vec<(u64, u64, u8)>>,
+    seen: Mutex<Vec<(u64, u64, u8, u8)>>,
 }
 
-impl WriteObserver for Before {
-    fn before_write(&self, offset: u64, len: u64) {
-        let mut byte = [0];
-        self.file.read_exact_at(&mut byte, offset).unwrap();
-        self.seen.lock().unwrap().push((offset, len, byte[0]));
+impl WriteObserver for Around {
+    fn around_write(
+        &self,
+        offset: u64,
+        len: u64,
+        change: &mut dyn FnMut() -> io::Result<()>,
+    ) -> io::Result<()> {
+        let byte = || {
+            let mut byte = [0];
+            self.file.read_exact_at(&mut byte, offset).unwrap();
+            byte[0]
+        };
+        let before = byte();
+        let result = change();
+        self.seen.lock().unwrap().push((offset, len, before, byte()));
+        result
     }
 }
 
 #[test]
-fn the_observer_hears_of_changes_before_they_happen() {
+fn the_observer_stands_around_every_change() {
     let image = Image::new(16 * 512);
     let observer =
-        Arc::new(Before { file: File::open(&image.path).unwrap(), seen: Mutex::default() });
+        Arc::new(Around { file: File::open(&image.path).unwrap(), seen: Mutex::default() });
     let spec = BlockSpec { observer: Some(observer.clone()), ..image.spec(false).unwrap() };
     let mut bed = Bed::new(Block::new(spec).unwrap(), FLUSH);
     for request in [
@@ -516,7 +533,10 @@ fn the_observer_hears_of_changes_before_they_happen() {
         bed.plain(&request);
     }
     let seen = observer.seen.lock().unwrap().clone();
-    assert_eq!(seen, [(1024, 1024, 0), (1024, 512, 7), (1536, 512, 7), (4608, 2048, 0)]);
+    assert_eq!(
+        seen,
+        [(1024, 1024, 0, 7), (1024, 512, 7, 0), (1536, 512, 7, 0), (4608, 2048, 0, 0)]
+    );
 }
 
 /// A disk whose requests wait until they are let through, and that can fail.
