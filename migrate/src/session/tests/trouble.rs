@@ -208,7 +208,7 @@ fn a_step_of_a_journal_that_fails() {
         ("S stamps the offer", 1, false, Some(Reason::Disks)),
         ("S records Offered", 1, false, Some(Reason::Journal)),
         ("T takes NEXT", 1, false, Some(Reason::Refused)),
-        ("T records Receiving", 1, false, Some(Reason::Refused)),
+        ("T records Receiving", 1, false, Some(Reason::NeverRan)),
         ("T restores", 1, false, Some(Reason::NeverRan)),
         ("S marks ceded", 3, true, None),
         ("S records Ceded", 3, true, None),
