@@ -140,6 +140,9 @@ pub struct Claim {
     pub lose_later_work: bool,
     /// What is kept in the journal: who said what, and when.
     pub note: String,
+    /// Identity of the host that is stated to be fenced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fenced: Option<Uuid>,
 }
 
 /// A host's right to a guest.
@@ -156,6 +159,11 @@ impl Claim {
     pub fn owner(&self) -> Option<Stamp> {
         let Right { term, host } = self.owned_by?;
         Some(Stamp { term: Term::new(term), host: HostId(host.as_u128()) })
+    }
+
+    /// The fenced host, in the terms of the hand-over.
+    pub fn fenced(&self) -> Option<HostId> {
+        self.fenced.map(|id| HostId(id.as_u128()))
     }
 
     /// The host that did not answer, in the terms of the hand-over.

@@ -30,6 +30,8 @@ pub struct Wish<'a> {
     pub host: HostId,
     /// Term of the file that the guest continues from.
     pub saved: Option<Term>,
+    /// A host that an operator states to be off.
+    pub fenced: Option<HostId>,
     /// The first term that journal and disks allow.
     pub lowest: Term,
 }
@@ -52,7 +54,8 @@ pub fn start(dirs: &Dirs, wish: Wish<'_>) -> Result<Term, Failure> {
         let remedy = "start it on that host; or see: migrate help arbiter";
         Failure::new(ErrorCode::Superseded, message, remedy)
     };
-    let want = claim::start(stands, wish.host, wish.saved, wish.lowest).map_err(refused)?;
+    let want = claim::start(stands, wish.host, wish.saved, wish.fenced, wish.lowest);
+    let want = want.map_err(refused)?;
     let after = asking.ask(What::swap(stands, want)).map_err(|e| silent(&e))?;
     match after {
         Some(now) if now == want => Ok(want.term),
@@ -132,6 +135,7 @@ mod tests {
             name: "one",
             host: HostId(1),
             saved: None,
+            fenced: None,
             lowest: Term::new(4),
         };
         assert_eq!(start(&dirs, wish).unwrap(), Term::new(4));

@@ -12,6 +12,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use migrate_engine::handover::claim;
+use migrate_engine::handover::term::{HostId, Stamp, Term};
+use migrate_engine::port::{self, Unanswered};
+use migrate_engine::wire::GuestId;
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -19,9 +23,10 @@ use super::keeper::Speaker;
 use super::peer::{Answer, Request};
 use super::{Daemon, inbound, unexpected};
 use crate::api::resolve::{
-    Asked, Claim, Doubtful, ResolveRequest, Resolved, Right, Standing, Wish, Word,
+    Asked, Claim, Doubt, Doubtful, ResolveRequest, Resolved, Right, Standing, Wish, Word,
 };
 use crate::api::{ErrorBody, ErrorCode, Failure, GuestInfo, LaunchSpec};
+use crate::arbiter::{Shared, silent};
 use crate::guest::journal::record::Record;
 use crate::host::{doubt, persistent, spawn};
 
@@ -33,6 +38,30 @@ const ANSWER: Duration = Duration::from_secs(10);
 const BUILD: Duration = Duration::from_mins(1);
 /// For so long nobody else takes the guest's journal.
 pub const WAY: Duration = Duration::from_mins(1);
+
+/// A right that was taken at the arbiter for an operator's word.
+struct Taken {
+    guest: GuestId,
+    before: Option<Stamp>,
+    want: Stamp,
+}
+
+impl Taken {
+    /// The word was refused by the process after all: what stood there before stands again.
+    async fn give_back(self, arbiter: &dyn Shared) {
+        let Self { guest, before, want } = self;
+        let Some(before) = before else { return };
+        if let Err(failure) = arbiter_says(arbiter.swap(guest, Some(want), before)).await {
+            tracing::error!(%failure, "the arbiter keeps a right that was taken in vain");
+        }
+    }
+}
+
+/// The arbiter's answer, or that there is none.
+async fn arbiter_says(answer: port::Answer<'_>) -> Result<Option<Stamp>, Failure> {
+    let late = |_| Err(Unanswered(format!("nothing came within {} s", DIAL.as_secs())));
+    tokio::time::timeout(DIAL, answer).await.unwrap_or_else(late).map_err(|why| silent(&why))
+}
 
 /// All of it, as it is kept.
 #[derive(Serialize)]
@@ -230,9 +259,46 @@ impl Daemon {
             silent,
             lose_later_work: request.lose_later_work,
             note: format!("{} said at {:.0}: {wish}", request.by, Timestamp::now()),
+            fenced: known.here.other.as_ref().map(|h| h.id).filter(|_| request.fenced.is_some()),
         };
-        let done = self.pass_on(record, request, claim).await;
+        let done = match &self.arbiter {
+            // A process that starts from the disks asks the arbiter itself, last of all.
+            Some(arbiter) if known.memory && request.wish == Wish::RunHere => {
+                let taken = self.take_at_arbiter(&**arbiter, known).await?;
+                let done = self.pass_on(record, request, claim).await;
+                if done.is_err() {
+                    taken.give_back(&**arbiter).await;
+                }
+                done
+            }
+            _ => self.pass_on(record, request, claim).await,
+        };
         done.map_err(|failure| named(failure, &ids))
+    }
+
+    /// Takes the right at the arbiter to let memory run on that a process holds here.
+    async fn take_at_arbiter(
+        &self,
+        arbiter: &dyn Shared,
+        known: &Standing,
+    ) -> Result<Taken, Failure> {
+        let Doubtful { uuid, name, doubt, other, term, .. } = &known.here;
+        let guest = GuestId(uuid.into_bytes());
+        let host = |id: Uuid| HostId(id.as_u128());
+        let hosts = (host(self.id), host(other.as_ref().map(|h| h.id).unwrap_or_default()));
+        let receiving = *doubt == Some(Doubt::Receiving);
+        let refused = |why: claim::Refused| {
+            let message = format!("guest '{name}' may not run here: {why}");
+            refuse(ErrorCode::Superseded, message, "see: migrate help arbiter")
+        };
+        let before = arbiter_says(arbiter.read(guest)).await?;
+        let want = claim::run_memory(before, hosts, Term::new(*term), receiving);
+        let want = want.map_err(refused)?;
+        match arbiter_says(arbiter.swap(guest, before, want)).await? {
+            Some(now) if now == want => Ok(Taken { guest, before, want }),
+            Some(other) => Err(refused(claim::Refused::Elsewhere(other))),
+            None => Err(silent(&Unanswered("it forgot the guest while it was asked".into()))),
+        }
     }
 
     /// Has the word weighed by whoever holds the journal.
@@ -297,7 +363,6 @@ impl Daemon {
 mod tests {
     use super::*;
     use crate::api::moving::HostRef;
-    use crate::api::resolve::Doubt;
 
     fn known(hosts: Vec<Asked>) -> Standing {
         let here = Doubtful {

@@ -9,8 +9,13 @@ mod support;
 #[path = "../moves/site.rs"]
 mod site;
 
+#[allow(dead_code, reason = "the tests of owners use more of it")]
+#[path = "../owner/rig.rs"]
+mod rig;
+
 mod doubt;
 mod etcd;
 mod moves;
+mod resolve;
 mod store;
 mod tap;

@@ -98,6 +98,7 @@ fn a_guest_that_has_left() {
     // It comes back, and is nobody else's any more.
     site.b.moves("web1", &site.a);
     assert_eq!(a.done(&["show", "web1"])["state"], "running");
+    site.b.assert_empty();
     site.b.home.json(&["show", "web1"]).refused("moved-away", &["alpha"]);
 }
 

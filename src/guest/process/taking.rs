@@ -165,8 +165,9 @@ pub(super) fn take<O: OpenMachine>(
     if let Right::Start(grant) = &mut right {
         // Last of all: what is refused for other reasons takes no right.
         let saved = source.filter(|s| !s.how.clone).map(|s| Term::new(s.saved.metadata.term));
+        let fenced = spec.claim.as_ref().and_then(crate::api::resolve::Claim::fenced);
         let (guest, name, lowest) = (definition.uuid, &definition.name, Term::new(grant.term));
-        let wish = Wish { guest, name, host: whose.host, saved, lowest };
+        let wish = Wish { guest, name, host: whose.host, saved, fenced, lowest };
         grant.term = arbiter::gate::start(dirs, wish)?.get();
     }
     let journal = SharedJournal::new(journal, whose);
