@@ -38,11 +38,16 @@ pub const PATIENCE: Duration = Duration::from_mins(2);
 const AGAIN: Duration = Duration::from_millis(300);
 /// Time between two looks for switches that are not settled, and have nobody who settles them.
 pub const LATER: Duration = Duration::from_secs(2);
-/// A host that is asked again and again is dialled for so long each time, so that a link that is
-/// back is noticed soon; and every so many tries for as long as its distance may take.
-const DIAL: (Duration, u32) = (Duration::from_secs(1), 8);
+/// How long each try takes at most to say a word that is said until it is answered, in turn. Short
+/// ones, so that a link or a daemon that is back is noticed soon; and one for hosts that are far.
+const TRIES: [Duration; 4] = [
+    Duration::from_secs(1),
+    Duration::from_secs(1),
+    Duration::from_secs(1),
+    Duration::from_secs(4),
+];
 /// How often a host that does not answer is told of a death. It finds out by its link at last.
-const TELLINGS: u32 = 8;
+const TELLINGS: usize = 8;
 
 /// A keeper's place, shared by those who act for the same guest.
 pub type Acting = Arc<tokio::sync::Mutex<Place>>;
@@ -92,6 +97,11 @@ pub enum Speaker {
     Process,
     /// Its process is dead, or there never was one: we do.
     Us(Acting),
+}
+
+/// How long the `n`th try in a row may take.
+const fn try_limit(n: usize) -> Duration {
+    TRIES[n % TRIES.len()]
 }
 
 fn message_of(words: &Words) -> Option<Message> {
@@ -235,9 +245,17 @@ impl Daemon {
         from_ledger(&record.ledger, message).as_ref().and_then(words_of)
     }
 
-    /// Carries a word to another host, and what that says to it back to the process.
-    pub(super) async fn carry(self: &Arc<Self>, host: &str, guest: Uuid, words: Words) {
-        match self.ask_within(Some(DIAL.0), host, Request::Words { guest, words }).await {
+    /// Carries a word to another host, and what that says to it back to the process. It is the
+    /// `tries`th try in a row to say something to that host.
+    pub(super) async fn carry(
+        self: &Arc<Self>,
+        tries: usize,
+        host: &str,
+        guest: Uuid,
+        words: Words,
+    ) {
+        let limit = Some(try_limit(tries));
+        match self.ask_within(limit, host, Request::Words { guest, words }).await {
             Ok(told) => {
                 if let Answer::Words(Some(words)) = told.answer
                     && let Some(client) = self.process_of(guest).await
@@ -261,11 +279,11 @@ impl Daemon {
     ) -> bool {
         let began = Instant::now();
         let mut said = acting.lock().await.go_on().await;
-        let mut tries = 0u32;
+        let mut tries = 0;
         loop {
             for message in std::mem::take(&mut said) {
-                tries = tries.wrapping_add(1);
-                let limit = (!tries.is_multiple_of(DIAL.1)).then_some(DIAL.0);
+                let limit = Some(try_limit(tries));
+                tries += 1;
                 // Not under the place's lock: the other side may be asking us.
                 if let Some(heard) = self.tell(limit, guest, &message).await {
                     said.extend(acting.lock().await.hear(Input::Heard(heard)).await);
@@ -345,7 +363,8 @@ impl Daemon {
     pub(super) async fn tell_of_death(&self, host: &str, guest: Uuid, move_id: Uuid, why: &str) {
         for again in 0..TELLINGS {
             let gone = PeerGone { why: why.to_owned() };
-            let told = self.ask(host, Request::ProcessGone { guest, move_id, gone }).await;
+            let request = Request::ProcessGone { guest, move_id, gone };
+            let told = self.ask_within(Some(try_limit(again)), host, request).await;
             let Err(failure) = told else { return };
             tracing::warn!(MOVE = %move_id, host, %failure, again, "it was not told of the death of a process");
             if failure.0.code != ErrorCode::Unreachable {

@@ -18,8 +18,6 @@ use crate::failpoint::{self, Fate};
 
 /// How long an answer may take.
 pub const PATIENCE: Duration = Duration::from_secs(30);
-/// How long one may take that is asked again.
-const SOON: Duration = Duration::from_secs(2);
 
 /// What came of a question.
 pub struct Told {
@@ -137,47 +135,28 @@ impl Daemon {
         self.ask_within(None, name, request).await
     }
 
-    /// As [`Self::ask`], but does not try to reach it for longer than `limit`. Who dials again and
-    /// again hears of a link that is back sooner by short tries than by one that backs off.
+    /// As [`Self::ask`], but all of it may take no longer than `limit`. Who says the same again and
+    /// again hears of a link or a daemon that is back sooner by short tries than by one that waits.
     pub(super) async fn ask_within(
         &self,
         limit: Option<Duration>,
         name: &str,
         request: Request,
     ) -> Result<Told, Failure> {
-        // These are said again until they are answered. A session with a daemon that was
-        // restarted, or over a link that was cut, is silent for much longer.
-        let again = matches!(request, Request::Words { .. } | Request::ProcessGone { .. });
-        if !again {
-            return self.ask_once(limit, name, request).await;
-        }
-        let asking = tokio::time::timeout(SOON, self.ask_once(limit, name, request)).await;
-        asking.unwrap_or_else(|_| {
-            let message = format!("host '{name}' did not answer within {} s", SOON.as_secs());
-            let remedy = "nothing: it is asked again";
-            Err(Failure::new(ErrorCode::Unreachable, message, remedy).retryable())
+        let Some(limit) = limit else { return self.ask_once(name, request).await };
+        tokio::time::timeout(limit, self.ask_once(name, request)).await.unwrap_or_else(|_| {
+            let what = format!("host '{name}' did not answer within {} s", limit.as_secs());
+            Err(Failure::new(ErrorCode::Unreachable, what, "see its daemon's log").retryable())
         })
     }
 
-    async fn ask_once(
-        &self,
-        limit: Option<Duration>,
-        name: &str,
-        request: Request,
-    ) -> Result<Told, Failure> {
+    async fn ask_once(&self, name: &str, request: Request) -> Result<Told, Failure> {
         let dialler = self.dialler()?;
         let known = self.known(name)?;
         let address = resolve(&known.address).await?;
         let asked = request.name();
         arrives(name, failpoint::at(|| format!("daemon.ask.{asked}")))?;
-        let dialling = dialler.dial(address, &known.name);
-        let session = match limit {
-            None => dialling.await,
-            Some(limit) => tokio::time::timeout(limit, dialling).await.map_err(|_| {
-                let what = format!("host '{name}' did not answer within {} ms", limit.as_millis());
-                Failure::new(ErrorCode::Unreachable, what, "see its daemon's log").retryable()
-            })?,
-        };
+        let session = dialler.dial(address, &known.name).await;
         let session = session.map_err(|e| {
             self.note_refusal(name, &e);
             not_connected(name, &e)

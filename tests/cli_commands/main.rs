@@ -484,7 +484,7 @@ fn help_and_completions() {
 #[cfg(not(feature = "fail-points"))]
 #[test]
 fn the_program_knows_nothing_of_fail_points() {
-    let program = std::fs::read(env!("CARGO_BIN_EXE_migrate")).unwrap();
+    let program = fs::read(env!("CARGO_BIN_EXE_migrate")).unwrap();
     for name in [&b"MIGRATE_FAIL_POINTS"[..], b"source.pause.before", b"daemon.keep-move"] {
         let found = program.windows(name.len()).any(|word| word == name);
         assert!(!found, "{}", String::from_utf8_lossy(name));

@@ -128,8 +128,9 @@ fn place(event: &MoveEvent) -> String {
 }
 
 async fn carry(daemon: Arc<Daemon>, open: Arc<Open>, mut waiting: Waiting) {
-    while let Some(words) = waiting.next().await {
-        daemon.carry(open.other(), open.about.uuid, words).await;
+    for tries in 0.. {
+        let Some(words) = waiting.next().await else { return };
+        daemon.carry(tries, open.other(), open.about.uuid, words).await;
     }
 }
 

@@ -100,11 +100,13 @@ impl DiskLock {
     pub fn peek_next(&self) -> Result<(), DiskOpenError> {
         let kind = if self.shared { libc::F_RDLCK } else { libc::F_WRLCK };
         let mut lock = range_lock(Range::Next, kind).map_err(|e| self.failed(e))?;
-        fcntl(&self.disk, FcntlArg::F_OFD_GETLK(&mut lock)).map_err(|e| self.failed(e))?;
-        if libc::c_int::from(lock.l_type) == libc::F_UNLCK {
-            return Ok(());
+        match fcntl(&self.disk, FcntlArg::F_OFD_GETLK(&mut lock)) {
+            Ok(_) if libc::c_int::from(lock.l_type) == libc::F_UNLCK => Ok(()),
+            Ok(_) => Err(DiskOpenError::Locked(self.path.clone())),
+            // Some file systems lock, but do not tell: taking it will.
+            Err(Errno::ENOSYS | Errno::EOPNOTSUPP) => Ok(()),
+            Err(e) => Err(self.failed(e)),
         }
-        Err(DiskOpenError::Locked(self.path.clone()))
     }
 
     fn take(&self, range: Range) -> Result<(), DiskOpenError> {
