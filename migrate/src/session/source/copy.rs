@@ -57,9 +57,6 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
         let mut talk = self.line.pump_talk();
         let (limits, on_stall) = (self.plan.limits, self.plan.on_stall);
         let (costs, handle) = (Arc::clone(&self.costs), self.line.handle().clone());
-        // In the blackout the link carries little. A round trip beside the first pass says more
-        // of queues than of the way; the one of now, before it, says what there is to expect.
-        let quiet = handle.stats().control.rtt;
         let rounds = self.rounds.0.clone();
         self.copy_away = true;
         // Beside the first pass, so that nobody waits for it.
@@ -68,7 +65,7 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
         self.jobs.start(async move {
             let costs = move |exchange: Option<Duration>| {
                 let costs = *costs.lock().unwrap_or_else(PoisonError::into_inner);
-                let round_trip = exchange.unwrap_or_else(|| handle.stats().control.rtt.min(quiet));
+                let round_trip = exchange.unwrap_or_else(|| handle.stats().control.rtt);
                 costs.map(|c| Costs { round_trip, offer: OFFER + 2 * round_trip, ..c })
             };
             // The session outlives this future.
