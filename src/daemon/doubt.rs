@@ -30,10 +30,8 @@ use crate::arbiter::{Shared, silent};
 use crate::guest::journal::record::Record;
 use crate::host::{doubt, persistent, spawn};
 
-/// How long another host may take to be reached, and to answer.
-const DIAL: Duration = Duration::from_secs(3);
-/// See [`DIAL`].
-const ANSWER: Duration = Duration::from_secs(10);
+/// How long another host, the arbiter or a guest process may take to answer.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// How long a guest may take to be built.
 const BUILD: Duration = Duration::from_mins(1);
 /// For so long nobody else takes the guest's journal.
@@ -59,8 +57,8 @@ impl Taken {
 
 /// The arbiter's answer, or that there is none.
 async fn arbiter_says(answer: port::Answer<'_>) -> Result<Option<Stamp>, Failure> {
-    let late = |_| Err(Unanswered(format!("nothing came within {} s", DIAL.as_secs())));
-    tokio::time::timeout(DIAL, answer).await.unwrap_or_else(late).map_err(|why| silent(&why))
+    let late = |_| Err(Unanswered(format!("nothing came within {} s", PATIENCE.as_secs())));
+    tokio::time::timeout(PATIENCE, answer).await.unwrap_or_else(late).map_err(|why| silent(&why))
 }
 
 /// All of it, as it is kept.
@@ -74,16 +72,12 @@ struct OnRecord<'a> {
     refused: Option<&'a ErrorBody>,
 }
 
-fn refuse(code: ErrorCode, message: impl Into<String>, remedy: impl Into<String>) -> Failure {
-    Failure::new(code, message, remedy)
-}
-
 /// What can be said against an operator's word from what is known already.
 fn against(request: &ResolveRequest, known: &Standing) -> Result<(), Failure> {
     let Doubtful { name, other, .. } = &known.here;
     let Some(other) = other else {
         let what = format!("nothing is in doubt: {}", known.here.known);
-        return Err(refuse(ErrorCode::WrongState, what, known.here.next.clone()));
+        return Err(Failure::new(ErrorCode::WrongState, what, known.here.next.clone()));
     };
     if request.wish == Wish::GiveUp {
         return Ok(());
@@ -92,7 +86,7 @@ fn against(request: &ResolveRequest, known: &Standing) -> Result<(), Failure> {
         Some(fenced) if *fenced == other.name => {}
         fenced => {
             let said = fenced.as_ref().map_or(String::new(), |f| format!(", not '{f}'"));
-            return Err(refuse(
+            return Err(Failure::new(
                 ErrorCode::Usage,
                 format!("the host that could run guest '{name}' is '{}'{said}", other.name),
                 format!(
@@ -106,14 +100,14 @@ fn against(request: &ResolveRequest, known: &Standing) -> Result<(), Failure> {
     let its_word = known.hosts.iter().find(|h| h.host == other.name);
     let its_word = its_word.and_then(|h| h.answer.as_ref().ok());
     if its_word.is_some_and(|word| word.owns.is_some()) {
-        return Err(refuse(
+        return Err(Failure::new(
             ErrorCode::Superseded,
             format!("host '{}' answers, and says that it has guest '{name}'", other.name),
             format!("look there: migrate show {name}"),
         ));
     }
     if its_word.is_some() {
-        return Err(refuse(
+        return Err(Failure::new(
             ErrorCode::WrongState,
             format!("host '{}' answers, so it is not fenced", other.name),
             "it settles by itself, within seconds; see: migrate show GUEST on both",
@@ -158,15 +152,11 @@ impl Daemon {
         for host in self.files.hosts()? {
             let (daemon, host) = (Arc::clone(self), host.name.to_string());
             tasks.spawn(async move {
-                let asking = daemon.ask_within(Some(DIAL), &host, Request::Word { guest });
-                let answer = match tokio::time::timeout(ANSWER, asking).await {
-                    Ok(Ok(told)) => match told.answer {
-                        Answer::Word(word) => Ok(word),
-                        _ => Err(unexpected("the other daemon", &"it answered something else")),
-                    },
-                    Ok(Err(failure)) => Err(failure),
-                    Err(_) => Err(refuse(ErrorCode::Unreachable, "it does not answer", "")),
-                };
+                let told = daemon.ask_within(PATIENCE, &host, Request::Word { guest }).await;
+                let answer = told.and_then(|told| match told.answer {
+                    Answer::Word(word) => Ok(word),
+                    _ => Err(unexpected("the other daemon", &"it answered something else")),
+                });
                 Asked { host, answer: answer.map_err(|f| *f.0) }
             });
         }
@@ -189,7 +179,7 @@ impl Daemon {
     async fn look(self: &Arc<Self>, which: &str) -> Result<(Record, Standing), Failure> {
         let record = doubt::find(&self.dirs, which).ok_or_else(|| {
             let what = format!("this host has no journal of a guest '{which}'");
-            refuse(ErrorCode::NotFound, what, "see the guests there are: migrate ls -a")
+            Failure::new(ErrorCode::NotFound, what, "see the guests there are: migrate ls -a")
         })?;
         let hosts = self.ask_all(record.uuid).await?;
         let here = doubt::doubtful(&record);
@@ -289,7 +279,7 @@ impl Daemon {
         let receiving = *doubt == Some(Doubt::Receiving);
         let refused = |why: claim::Refused| {
             let message = format!("guest '{name}' may not run here: {why}");
-            refuse(ErrorCode::Superseded, message, "see: migrate help arbiter")
+            Failure::new(ErrorCode::Superseded, message, "see: migrate help arbiter")
         };
         let before = arbiter_says(arbiter.read(guest)).await?;
         let want = claim::run_memory(before, hosts, Term::new(*term), receiving);
@@ -314,12 +304,12 @@ impl Daemon {
                 let client = self.process_of(guest).await.ok_or_else(|| {
                     let what = "the guest's process does not answer, and is not dead";
                     let remedy = format!("end it: migrate stop {} --kill", record.name);
-                    refuse(ErrorCode::Unreachable, what, remedy)
+                    Failure::new(ErrorCode::Unreachable, what, remedy)
                 })?;
                 let claimed = client.claim(&claim).await.map_err(|e| client.failure(e))?;
                 match claimed.term {
                     None => Ok(None),
-                    Some(_) => Ok(client.info_async(DIAL).await.ok()),
+                    Some(_) => Ok(client.info_async(PATIENCE).await.ok()),
                 }
             }
             Speaker::Us(acting) if request.wish == Wish::GiveUp => {
@@ -342,7 +332,7 @@ impl Daemon {
         let (guest, name) = (record.uuid, &record.name);
         let definition = self.definition_of(guest, name).ok_or_else(|| {
             let path = self.dirs.definition(name);
-            refuse(
+            Failure::new(
                 ErrorCode::NotFound,
                 format!("it is not known here what guest '{name}' is made of"),
                 format!("write {} with its uuid, {guest}, and say it again", path.display()),
@@ -391,7 +381,7 @@ mod tests {
             answer: Ok(Word { owns: owns.then_some(7), ..Word::default() }),
         };
         let silent = |host: &str| {
-            let failure = refuse(ErrorCode::Unreachable, "it does not answer", "");
+            let failure = Failure::new(ErrorCode::Unreachable, "it does not answer", "");
             Asked { host: host.into(), answer: Err(*failure.0) }
         };
         let run = |fenced, hosts| {
@@ -415,7 +405,7 @@ mod tests {
         assert_eq!(weigh(&known(elsewhere.clone()), &ids), (right, None));
         let nobody = vec![silent("beta"), silent("gamma")];
         assert_eq!(weigh(&known(nobody), &ids), (None, Some(gamma)), "not the fenced one");
-        let text = refuse(ErrorCode::InDoubt, format!("host {:032x} is", 3), "");
+        let text = Failure::new(ErrorCode::InDoubt, format!("host {:032x} is", 3), "");
         assert_eq!(named(text, &ids).0.message, "host gamma is");
         let give_up = request(Wish::GiveUp, None);
         assert!(against(&give_up, &known(elsewhere)).is_ok(), "that only takes away");

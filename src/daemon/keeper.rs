@@ -27,7 +27,6 @@ use crate::api::client::GuestClient;
 use crate::api::moving::{PeerGone, Words};
 use crate::api::{ErrorCode, Failure};
 use crate::config::{GuestDefinition, hex};
-use crate::failpoint;
 use crate::guest::journal::{self, Journal, JournalError, Whose};
 use crate::guest::moving::rights;
 use crate::host::{persistent, registry};
@@ -125,11 +124,7 @@ fn may_say(message: &Message, from: Uuid, here: Uuid) -> bool {
 
 /// This boot of the host.
 pub(super) fn boot() -> Result<BootId, Failure> {
-    let read = || std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
-    let text = failpoint::boot_id().map_or_else(read, Ok);
-    let text = text.map_err(|e| unexpected("the boot id", &e))?;
-    let boot = Uuid::parse_str(text.trim()).map_err(|e| unexpected("the boot id", &e))?;
-    Ok(BootId(boot.as_u128()))
+    journal::this_boot().map_err(|e| unexpected("the boot id", &e))
 }
 
 impl Daemon {
@@ -254,7 +249,7 @@ impl Daemon {
         guest: Uuid,
         words: Words,
     ) {
-        let limit = Some(try_limit(tries));
+        let limit = try_limit(tries);
         match self.ask_within(limit, host, Request::Words { guest, words }).await {
             Ok(told) => {
                 if let Answer::Words(Some(words)) = told.answer
@@ -282,7 +277,7 @@ impl Daemon {
         let mut tries = 0;
         loop {
             for message in std::mem::take(&mut said) {
-                let limit = Some(try_limit(tries));
+                let limit = try_limit(tries);
                 tries += 1;
                 // Not under the place's lock: the other side may be asking us.
                 if let Some(heard) = self.tell(limit, guest, &message).await {
@@ -311,7 +306,7 @@ impl Daemon {
     /// Says a word to the other side, and hears what it says to it.
     async fn tell(
         self: &Arc<Self>,
-        limit: Option<Duration>,
+        limit: Duration,
         guest: Uuid,
         message: &Message,
     ) -> Option<Message> {
@@ -364,7 +359,7 @@ impl Daemon {
         for again in 0..TELLINGS {
             let gone = PeerGone { why: why.to_owned() };
             let request = Request::ProcessGone { guest, move_id, gone };
-            let told = self.ask_within(Some(try_limit(again)), host, request).await;
+            let told = self.ask_within(try_limit(again), host, request).await;
             let Err(failure) = told else { return };
             tracing::warn!(MOVE = %move_id, host, %failure, again, "it was not told of the death of a process");
             if failure.0.code != ErrorCode::Unreachable {

@@ -132,25 +132,6 @@ impl Daemon {
     /// # Errors
     /// It cannot be reached, is not who it should be, or refuses; its own words then.
     pub(super) async fn ask(&self, name: &str, request: Request) -> Result<Told, Failure> {
-        self.ask_within(None, name, request).await
-    }
-
-    /// As [`Self::ask`], but all of it may take no longer than `limit`. Who says the same again and
-    /// again hears of a link or a daemon that is back sooner by short tries than by one that waits.
-    pub(super) async fn ask_within(
-        &self,
-        limit: Option<Duration>,
-        name: &str,
-        request: Request,
-    ) -> Result<Told, Failure> {
-        let Some(limit) = limit else { return self.ask_once(name, request).await };
-        tokio::time::timeout(limit, self.ask_once(name, request)).await.unwrap_or_else(|_| {
-            let what = format!("host '{name}' did not answer within {} s", limit.as_secs());
-            Err(Failure::new(ErrorCode::Unreachable, what, "see its daemon's log").retryable())
-        })
-    }
-
-    async fn ask_once(&self, name: &str, request: Request) -> Result<Told, Failure> {
         let dialler = self.dialler()?;
         let known = self.known(name)?;
         let address = resolve(&known.address).await?;
@@ -175,6 +156,20 @@ impl Daemon {
         self.files.remember(Known { id: Some(reply.host.id), since, joined, ..known })?;
         let answer = reply.answer.map_err(|body| in_its_words(name, body))?;
         Ok(Told { host: reply.host, address, round_trip, answer })
+    }
+
+    /// As [`Self::ask`], but all of it may take no longer than `limit`. Who says the same again and
+    /// again hears of a link or a daemon that is back sooner by short tries than by one that waits.
+    pub(super) async fn ask_within(
+        &self,
+        limit: Duration,
+        name: &str,
+        request: Request,
+    ) -> Result<Told, Failure> {
+        tokio::time::timeout(limit, self.ask(name, request)).await.unwrap_or_else(|_| {
+            let what = format!("host '{name}' did not answer within {} s", limit.as_secs());
+            Err(Failure::new(ErrorCode::Unreachable, what, "see its daemon's log").retryable())
+        })
     }
 
     /// Keeps what a host says that refuses this one as removed, for the people here.

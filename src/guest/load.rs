@@ -32,7 +32,7 @@ pub struct Grant {
     /// The guest lives on from a moment from which it lived on before, here or elsewhere, or is a
     /// clone: it must be told.
     pub new_generation: bool,
-    /// An operator's word, by which the new term stands beside the disks before it is recorded.
+    /// An operator's word, kept in the journal.
     pub claimed: Option<String>,
 }
 

@@ -190,18 +190,15 @@ pub fn locate(dirs: &Dirs, name: &str) -> Result<GuestClient, Failure> {
 
 /// The journal of the guest that was called `name` here, if that guest has left this host.
 fn left(dirs: &Dirs, name: &str, ended: Option<&ExitRecord>) -> Option<Record> {
-    let read = |uuid: &Uuid| journal::read(&dirs.journal(uuid)).ok().flatten();
     let gone = |record: &Record| {
         let now = record.ledger.now();
         record.name == name && matches!(now, Some(Step::Ceded(_) | Step::Moved(_)))
     };
     // The latest of that name is meant. Records of ends are kept for a shorter time than journals.
     if let Some(ended) = ended {
-        return read(&ended.uuid).filter(gone);
+        return journal::read(&dirs.journal(&ended.uuid)).ok().flatten().filter(gone);
     }
-    let entries = fs::read_dir(dirs.state.join("journal")).ok()?;
-    let guests = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
-    guests.filter_map(|uuid| read(&uuid)).filter(gone).max_by_key(|record| record.since)
+    doubt::records(dirs).into_iter().filter(gone).max_by_key(|record| record.since)
 }
 
 fn moved_away(name: &str, record: &Record) -> Failure {

@@ -41,16 +41,21 @@ fn network(name: &str, parts: [&str; 4], bridge: Option<&'static str>) -> Cell {
     })
 }
 
-#[test]
-fn networks_of_the_destination() {
-    if !kvm() {
-        return;
-    }
+/// Puts this thread, and what it starts, into a network of its own. Says so if it cannot.
+fn alone() -> bool {
     if !has_views() || unshare(CloneFlags::CLONE_NEWNET).is_err() {
         eprintln!("SKIPPED: no network namespace can be made: run this test as root");
-        return;
+        return false;
     }
     ip("link set lo up");
+    true
+}
+
+#[test]
+fn networks_of_the_destination() {
+    if !kvm() || !alone() {
+        return;
+    }
     for (bridge, mtu) in [("br0", 9000), ("br1", 9000), ("br2", 1500)] {
         ip(&format!("link add {bridge} type bridge"));
         // Set, and not only given: it stays when the last port goes.
@@ -109,14 +114,9 @@ fn networks_of_the_destination() {
 /// A tap that somebody has prepared, or not.
 #[test]
 fn taps_of_the_destination() {
-    if !kvm() {
+    if !kvm() || !alone() {
         return;
     }
-    if !has_views() || unshare(CloneFlags::CLONE_NEWNET).is_err() {
-        eprintln!("SKIPPED: no network namespace can be made: run this test as root");
-        return;
-    }
-    ip("link set lo up");
     ip("tuntap add tap0 mode tap");
     let net = format!("tap=tap0,mac={TAP_MAC}");
     let mut pair = Pair::new(&["--net", &net]);

@@ -4,27 +4,14 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::site::{Site, last, signal};
-use crate::support::{eventually, kvm, pid_of};
-
-/// At 8 MB/s a guest of this size copies for seconds.
-const SLOW: [&str; 4] = ["--bandwidth", "8MB", "--max-downtime", "5s"];
-const PAGES: u64 = (24 + 8) * 256;
+use crate::slow::{KIND, MEMORY, PAGES, SLOW, receiver};
+use crate::support::kvm;
 
 /// Two hosts, and a guest on the first.
 fn site() -> Site {
     let site = Site::new();
-    let memory = ["--memory", "64M", "--cpus", "2"];
-    site.a.scribbler("web1", "ws=8M,data=24M,rate=500,hb=5ms,poll=5ms", &memory);
+    site.a.scribbler("web1", KIND, &MEMORY);
     site
-}
-
-/// The process that receives.
-#[track_caller]
-fn receiver(site: &Site) -> i32 {
-    eventually("a receiver", || {
-        let shown = site.b.home.json(&["show", "web1"]);
-        (shown.code == Some(0)).then(|| pid_of(&shown.json()))
-    })
 }
 
 #[track_caller]

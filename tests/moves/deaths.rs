@@ -7,29 +7,16 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::site::{Site, id_of, last, quiet, signal};
+use crate::slow::{KIND, MEMORY, PAGES, SLOW, receiver};
 use crate::support::{eventually, kvm, pid_of, run, wait_gone};
-
-/// At 8 MB/s a guest of this size copies for seconds: time enough to do something to it.
-const SLOW: [&str; 4] = ["--bandwidth", "8MB", "--max-downtime", "5s"];
-const PAGES: u64 = (24 + 8) * 256;
 
 /// Two hosts, and a guest on its way from the first to the second.
 fn under_way() -> (Site, String, i32) {
     let site = Site::new();
-    let memory = ["--memory", "64M", "--cpus", "2"];
-    let guest = site.a.scribbler("web1", "ws=8M,data=24M,rate=500,hb=5ms,poll=5ms", &memory);
+    let guest = site.a.scribbler("web1", KIND, &MEMORY);
     let id = site.a.begin("web1", &site.b, &SLOW);
     site.a.until_copying(&id);
     (site, id, pid_of(&guest))
-}
-
-/// The process that receives.
-#[track_caller]
-fn receiver(site: &Site) -> i32 {
-    eventually("a receiver", || {
-        let shown = site.b.home.json(&["show", "web1"]);
-        (shown.code == Some(0)).then(|| pid_of(&shown.json()))
-    })
 }
 
 /// The guest is where it was, whole, and nothing of it is at the other host; and it can be moved.

@@ -12,12 +12,8 @@ use nix::sched::{CloneFlags, unshare};
 use serde_json::Value;
 
 use crate::site::{Host, Site, last};
+use crate::slow::{KIND, MEMORY, PAGES, SLOW};
 use crate::support::{Ran, eventually, kvm, run};
-
-const GUEST: &str = "ws=8M,data=24M,rate=500,hb=5ms,poll=5ms";
-const PAGES: u64 = (24 + 8) * 256;
-/// At this speed it copies for some four seconds: time enough to fill a disk.
-const SLOW: [&str; 4] = ["--bandwidth", "8MB", "--max-downtime", "5s"];
 
 /// Gives this thread, and what it starts, mounts of its own. Says so if it cannot.
 fn alone() -> bool {
@@ -89,7 +85,7 @@ fn with_small_disk(full: Side) -> (Site, SmallDisk) {
     let (a, b) = (Host::new("alpha"), Host::new("beta"));
     let disk = SmallDisk::under(if full == Side::Source { &a } else { &b });
     let site = Site::of(a, b);
-    site.a.scribbler("web1", GUEST, &["--memory", "64M", "--cpus", "2"]);
+    site.a.scribbler("web1", KIND, &MEMORY);
     (site, disk)
 }
 

@@ -14,4 +14,5 @@ mod moved;
 mod refused;
 mod said;
 mod site;
+mod slow;
 mod speed;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use migrate_engine::handover::journal::Record;
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use uuid::Uuid;
 
 use crate::rig::{define, dies_after, error, highest, offer, reboot, record};
 use crate::site::Site;
@@ -21,18 +22,25 @@ fn every_start<'a>(toml: &'a str, file: &'a str) -> [Vec<&'a str>; 4] {
     ]
 }
 
-#[test]
-fn a_guest_that_was_moved_starts_nowhere_but_there_until_it_comes_back() {
-    if !kvm() {
-        return;
-    }
-    let mut site = Site::new();
+/// A guest that starts with its host has run on the first one and was saved: its identity, its
+/// definition and the file.
+fn saved(site: &Site) -> (Uuid, String, String) {
     let guest = define(&site.a.home, "web1", "autostart = true\n");
     let toml = site.a.home.dirs().definition("web1").to_str().unwrap().to_owned();
     let file = site.a.home.file_text("state");
     site.a.home.done(&["start", "web1"]);
     site.a.assert_runs("web1");
     site.a.home.done(&["save", "web1", "--to", &file]);
+    (guest, toml, file)
+}
+
+#[test]
+fn a_guest_that_was_moved_starts_nowhere_but_there_until_it_comes_back() {
+    if !kvm() {
+        return;
+    }
+    let mut site = Site::new();
+    let (guest, toml, file) = saved(&site);
     site.a.home.done(&["load", &file]);
     site.a.moves("web1", &site.b);
     site.a.assert_empty();
@@ -106,12 +114,7 @@ fn a_guest_in_doubt_starts_by_no_path_and_settles_when_the_other_host_is_back() 
         return;
     }
     let mut site = Site::new();
-    let guest = define(&site.a.home, "web1", "autostart = true\n");
-    let toml = site.a.home.dirs().definition("web1").to_str().unwrap().to_owned();
-    let file = site.a.home.file_text("state");
-    site.a.home.done(&["start", "web1"]);
-    site.a.assert_runs("web1");
-    site.a.home.done(&["save", "web1", "--to", &file]);
+    let (guest, toml, file) = saved(&site);
     // Its host dies when it has offered the guest, and the other host is gone, too.
     site.b.end_daemon(Signal::SIGKILL);
     site.a.end_daemon(Signal::SIGKILL);

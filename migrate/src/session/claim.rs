@@ -25,6 +25,13 @@ pub struct Claim {
     pub answer: mpsc::Sender<Result<Option<Term>, NotClaimed>>,
 }
 
+impl Claim {
+    /// Answers that this is not the moment. Nobody needs to hear it.
+    pub(super) fn not_now(&self) {
+        let _ = self.answer.try_send(Err(NotClaimed::NotNow));
+    }
+}
+
 /// Why it was not done. Everything is as before.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum NotClaimed {

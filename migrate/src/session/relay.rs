@@ -37,7 +37,7 @@ mod tests {
     use crate::handover::term::{HostId, QuestionId, Switch, SwitchId, Term};
     use crate::wire::Message as Wire;
     use crate::wire::control::CONTROL_HEADER;
-    use crate::wire::switch::{REFUSALS, SOURCE_WORDS};
+    use crate::wire::switch::{REFUSALS, SOURCE_WORDS, TARGET_WORDS};
 
     #[test]
     fn words_come_back_and_nothing_else_does() {
@@ -82,19 +82,8 @@ mod tests {
                 to: HostId(to),
             });
         let source = prop::sample::select(SOURCE_WORDS);
-        let words = [
-            TargetSays::Ready,
-            TargetSays::NotYet,
-            TargetSays::Prepared,
-            TargetSays::NotPrepared,
-            TargetSays::Ran { durable: false },
-            TargetSays::Ran { durable: true },
-            TargetSays::NeverRan,
-            TargetSays::NeverRecorded,
-            TargetSays::LostMemory,
-        ];
         let target = prop_oneof![
-            prop::sample::select(words.to_vec()),
+            prop::sample::select(TARGET_WORDS.to_vec()),
             prop::sample::select(REFUSALS).prop_map(|r: Refusal| TargetSays::Refuses(r)),
         ];
         let question = prop::option::of(any::<u128>().prop_map(QuestionId));

@@ -101,6 +101,20 @@ byte_enum! {
     }
 }
 
+/// All words of a target but refusals.
+#[cfg(test)]
+pub const TARGET_WORDS: [TargetSays; 9] = [
+    TargetSays::Ready,
+    TargetSays::NotYet,
+    TargetSays::Prepared,
+    TargetSays::NotPrepared,
+    TargetSays::Ran { durable: false },
+    TargetSays::Ran { durable: true },
+    TargetSays::NeverRan,
+    TargetSays::NeverRecorded,
+    TargetSays::LostMemory,
+];
+
 byte_enum! {
     Refusal, REFUSALS, "a reason of a refusal" {
         0 OldTerm,

@@ -5,7 +5,7 @@ use super::control::{Note, RefuseCode, Region, RegionKind, Span, max_body};
 use super::data::{DATA_HEADER, FrameError, MAX_DATA_BODY, MAX_ZERO_RUNS, Place, RawRun, Units};
 use super::data::{UnpackError, put_round_end, put_units, put_zeros};
 use super::hello::{Hello, HelloText, OPENING_HEADER, OpeningHeader, Reply};
-use super::switch::{REFUSALS, SOURCE_WORDS};
+use super::switch::{REFUSALS, SOURCE_WORDS, TARGET_WORDS};
 use super::*;
 use crate::codec::batch::MAX_BATCH_BYTES;
 use crate::codec::block::Codec;
@@ -448,21 +448,10 @@ proptest! {
 
 #[test]
 fn every_word_of_a_switch_arrives() {
-    let target = [
-        TargetSays::Ready,
-        TargetSays::NotYet,
-        TargetSays::Prepared,
-        TargetSays::NotPrepared,
-        TargetSays::Ran { durable: false },
-        TargetSays::Ran { durable: true },
-        TargetSays::NeverRan,
-        TargetSays::NeverRecorded,
-        TargetSays::LostMemory,
-    ];
     let refusals = REFUSALS.iter().map(|r| TargetSays::Refuses(*r));
     let switch = switch();
     let question = Some(QuestionId(u128::MAX));
-    let messages = target.into_iter().chain(refusals).map(|says| Message::FromTarget {
+    let messages = TARGET_WORDS.into_iter().chain(refusals).map(|says| Message::FromTarget {
         switch,
         says,
         question,

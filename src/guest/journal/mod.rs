@@ -9,6 +9,17 @@
 //! All of it goes through [`files::Files`], and is tested on a simulated disk that crashes at
 //! every system call.
 
+/// This boot of the host, for which the marks beside a journal are valid.
+///
+/// # Errors
+/// The system does not tell, or something else than it should.
+pub fn this_boot() -> io::Result<BootId> {
+    let read = || fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    let text = failpoint::boot_id().map_or_else(read, Ok)?;
+    let boot = Uuid::parse_str(text.trim()).map_err(io::Error::other)?;
+    Ok(BootId(boot.as_u128()))
+}
+
 #[cfg(test)]
 mod crashes;
 pub mod files;
@@ -28,6 +39,8 @@ use migrate_engine::handover::journal::{self as handover, Ledger};
 use migrate_engine::handover::term::{BootId, HostId};
 use record::{Record, RecordError, State};
 use uuid::Uuid;
+
+use crate::failpoint;
 
 const RECORD: &str = "record";
 const FRESH: &str = "record.new";
@@ -297,7 +310,7 @@ impl SharedJournal {
     /// # Errors
     /// As there.
     pub fn step(&self, step: handover::Record, peer: Option<String>) -> Result<(), JournalError> {
-        self.lock().step(&self.whose, step, peer, crate::failpoint::now())
+        self.lock().step(&self.whose, step, peer, failpoint::now())
     }
 
     /// See [`Journal::end_term`].

@@ -11,15 +11,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use jiff::Timestamp;
-use migrate_engine::handover::term::{Beside, BootId, HostId, Term};
-use uuid::Uuid;
+use migrate_engine::handover::term::{Beside, HostId, Term};
 use vmm::events::EventSink;
 
 use super::{OpenMachine, OpenedMachine, Passed, Source, file, unexpected};
 use crate::api::{ErrorCode, Failure, LaunchSpec, LoadSpec};
 use crate::arbiter::{self, gate::Wish};
 use crate::config::{Dirs, GuestDefinition, OnHostStop, host_id};
-use crate::failpoint;
 use crate::guest::confine::{Reach, confine};
 use crate::guest::disks::track::TrackIn;
 use crate::guest::disks::tracks;
@@ -230,16 +228,12 @@ fn check_disks(
 fn whose(definition: &GuestDefinition, dirs: &Dirs) -> Result<Whose, Failure> {
     let name =
         nix::unistd::gethostname().map_err(|e| unexpected("the host's name cannot be read", &e))?;
-    let read = || fs::read_to_string("/proc/sys/kernel/random/boot_id");
-    let boot = failpoint::boot_id().map_or_else(read, Ok);
-    let boot = boot.map_err(|e| unexpected("the boot id cannot be read", &e))?;
-    let boot = Uuid::parse_str(boot.trim())
-        .map_err(|e| unexpected("the boot id cannot be understood", &e))?;
+    let boot = journal::this_boot().map_err(|e| unexpected("the boot id cannot be read", &e))?;
     Ok(Whose {
         uuid: definition.uuid,
         name: definition.name.clone(),
         host_name: name.to_string_lossy().into_owned(),
         host: HostId(host_id(dirs)?.as_u128()),
-        boot: BootId(boot.as_u128()),
+        boot,
     })
 }

@@ -273,7 +273,7 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
                 self.word(message);
             }
             Command::PeerGone(why) => self.peer_gone(why),
-            Command::Claim(claim) => not_now(&claim),
+            Command::Claim(claim) => claim.not_now(),
         }
     }
 
@@ -281,7 +281,7 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
     async fn claim(&mut self, claim: Claim) {
         let ceded = matches!(self.machine.state(), State::Ceded(_));
         if !ceded || !matches!(self.hold, Hold::Frozen(_)) {
-            return not_now(&claim);
+            return claim.not_now();
         }
         let Hold::Frozen(frozen) = self.hold.take() else { return };
         let (frozen, claim, done) = self
@@ -388,8 +388,4 @@ impl<G: RunningGuest, D: Rights, C: Clock> Session<G, D, C> {
     pub(super) fn begin_blackout(&mut self) {
         self.log.black(Instant::now());
     }
-}
-
-fn not_now(claim: &Claim) {
-    let _ = claim.answer.try_send(Err(NotClaimed::NotNow));
 }

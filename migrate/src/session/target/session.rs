@@ -227,7 +227,7 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
             }
             // It is not ours yet, or its own process knows.
             Command::GuestEnded(_) => {}
-            Command::Claim(claim) => not_now(&claim),
+            Command::Claim(claim) => claim.not_now(),
             Command::Heard(message) => {
                 if failpoint::around(Side::Target, "hear-around", &message).is_lost() {
                     return;
@@ -247,9 +247,9 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
     /// An operator's word. It counts only while everything is here and waits for the source.
     async fn claim(&mut self, claim: Claim) {
         if !matches!((self.machine.state(), &self.hold), (State::Prepared(_), Hold::Here(_))) {
-            return not_now(&claim);
+            return claim.not_now();
         }
-        let Some(mut rights) = self.rights.take() else { return not_now(&claim) };
+        let Some(mut rights) = self.rights.take() else { return claim.not_now() };
         let (rights, claim, done) = blocking(move || {
             let failed = |e: D::Error| NotClaimed::Failed(e.to_string());
             let done = decide(&mut rights, &claim, |d, plan| match plan {
@@ -329,8 +329,4 @@ impl<R: Receiver, D: Rights, C: Clock> Session<R, D, C> {
             self.event(Event::Phase(phase));
         }
     }
-}
-
-fn not_now(claim: &Claim) {
-    let _ = claim.answer.try_send(Err(NotClaimed::NotNow));
 }

@@ -8,14 +8,13 @@ use super::fake::World;
 use super::pair::{
     FarEnd, NearEnd, SOURCE, Setup, Sides, TARGET, at, block_on, far_text, nothing, plan, text_of,
 };
-use super::trouble::told_switch;
+use super::trouble::buried_when_ceded;
 use crate::handover::journal::Record;
-use crate::handover::message::{Message, TargetSays, ToSource};
 use crate::handover::term::{HostId, Stamp, Term};
 use crate::pump::fake::Random;
 use crate::session::memory::{Fault, MemoryArbiter};
 use crate::session::report::{Phase, Reason};
-use crate::session::{Command, source, target};
+use crate::session::{source, target};
 use crate::wire::GuestId;
 
 /// Questions before that of the doubt: claimed (read, change), looked at, probed.
@@ -275,18 +274,7 @@ fn what_never_ran_comes_back_with_the_arbiters_word() {
         block_on(async {
             let (arbiter, setup) = with(after(PROBED + 1, &faults), Setup::default());
             let setup = Setup { times: 10, ..setup };
-            // The commit does not arrive, the target dies, and its daemon buries the switch.
-            let near = at(Phase::Ceded, |hands| {
-                hands.cable.sever();
-                hands.kill_far.notify_one();
-                let near = hands.near.clone();
-                tokio::spawn(async move {
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                    let says = ToSource::Says(TargetSays::NeverRan, None);
-                    let word = Message::to_source(told_switch(), says);
-                    let _ = near.send(Command::Heard(word)).await;
-                });
-            });
+            let near = buried_when_ceded();
             let world = Arc::<World>::default();
             world.faults.plan("T takes OWNER", 1000);
             let sides = Sides::start_with(&setup, world, near, nothing());

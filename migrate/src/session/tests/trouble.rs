@@ -444,22 +444,26 @@ pub(super) fn told_switch() -> Switch {
     Switch { id, before: Term::FIRST, term: Term::new(2), from: SOURCE, to: TARGET }
 }
 
+/// The commit does not arrive, the target dies, and its daemon buries the switch.
+pub(super) fn buried_when_ceded() -> React {
+    at(Phase::Ceded, |hands: &Hands| {
+        hands.cable.sever();
+        hands.kill_far.notify_one();
+        let near = hands.near.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let says = ToSource::Says(TargetSays::NeverRan, None);
+            let word = Message::to_source(told_switch(), says);
+            let _ = near.send(Command::Heard(word)).await;
+        });
+    })
+}
+
 #[test]
 fn ceded_and_never_ran_comes_back_under_a_new_term() {
     block_on(async {
         let setup = Setup { times: 10, ..Setup::default() };
-        // The commit does not arrive, and the target dies.
-        let near = at(Phase::Ceded, |hands: &Hands| {
-            hands.cable.sever();
-            hands.kill_far.notify_one();
-            let near = hands.near.clone();
-            tokio::spawn(async move {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                let says = ToSource::Says(TargetSays::NeverRan, None);
-                let word = Message::to_source(told_switch(), says);
-                let _ = near.send(Command::Heard(word)).await;
-            });
-        });
+        let near = buried_when_ceded();
         // It must not be faster than the cable.
         let world = faults(&[("T takes OWNER", 1000)]);
         let sides = Sides::start_with(&setup, world, near, nothing());
