@@ -22,6 +22,7 @@ pub mod words;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use migrate_engine::port::{Arbiter, Unanswered};
 use uuid::Uuid;
@@ -53,6 +54,18 @@ pub fn open(config: &ArbiterConfig) -> Result<Arc<dyn Shared>, Failure> {
             "use a program that was built with the feature etcd",
         ))
     }
+}
+
+/// An answer that must come within `limit`.
+///
+/// # Errors
+/// It did not, or none came.
+pub async fn within<T>(
+    limit: Duration,
+    answer: impl Future<Output = Result<T, Unanswered>>,
+) -> Result<T, Unanswered> {
+    let late = |_| Err(Unanswered(format!("nothing came within {} s", limit.as_secs())));
+    tokio::time::timeout(limit, answer).await.unwrap_or_else(late)
 }
 
 /// An arbiter that does not answer, as users hear it.

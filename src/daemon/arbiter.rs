@@ -6,7 +6,6 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use migrate_engine::port::Unanswered;
 use uuid::Uuid;
 
 use super::moves::record::Open;
@@ -15,7 +14,7 @@ use crate::api::client::GuestClient;
 use crate::api::fds::hand_over_fd;
 use crate::api::moving::ArbiterPass;
 use crate::api::{ErrorCode, Failure};
-use crate::arbiter::{agent, silent};
+use crate::arbiter::{agent, silent, within};
 
 /// How long the arbiter may take to say who it is.
 const LOOK: Duration = Duration::from_secs(2);
@@ -41,9 +40,8 @@ impl Daemon {
     /// `arbiter`: it does not answer.
     pub(super) async fn arbiter_id(&self) -> Result<Option<Uuid>, Failure> {
         let Some(arbiter) = &self.arbiter else { return Ok(None) };
-        let late = |_| Err(Unanswered(format!("nothing came within {} s", LOOK.as_secs())));
-        let asked = tokio::time::timeout(LOOK, arbiter.identity()).await;
-        Ok(Some(asked.unwrap_or_else(late).map_err(|why| silent(&why))?))
+        let asked = within(LOOK, arbiter.identity()).await;
+        Ok(Some(asked.map_err(|why| silent(&why))?))
     }
 
     /// Whether the host `other` has the arbiter that this one has.

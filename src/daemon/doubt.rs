@@ -26,7 +26,7 @@ use crate::api::resolve::{
     Asked, Claim, Doubt, Doubtful, ResolveRequest, Resolved, Right, Standing, Wish, Word,
 };
 use crate::api::{ErrorBody, ErrorCode, Failure, GuestInfo, LaunchSpec};
-use crate::arbiter::{Shared, silent};
+use crate::arbiter::{Shared, silent, within};
 use crate::guest::journal::record::Record;
 use crate::host::{doubt, persistent, spawn};
 
@@ -57,8 +57,7 @@ impl Taken {
 
 /// The arbiter's answer, or that there is none.
 async fn arbiter_says(answer: port::Answer<'_>) -> Result<Option<Stamp>, Failure> {
-    let late = |_| Err(Unanswered(format!("nothing came within {} s", PATIENCE.as_secs())));
-    tokio::time::timeout(PATIENCE, answer).await.unwrap_or_else(late).map_err(|why| silent(&why))
+    within(PATIENCE, answer).await.map_err(|why| silent(&why))
 }
 
 /// All of it, as it is kept.

@@ -15,12 +15,13 @@ use migrate_engine::handover::journal::{Ledger, Mark, Record};
 use migrate_engine::handover::message::{Message, SourceSays, ToTarget};
 use migrate_engine::handover::resolve;
 use migrate_engine::handover::term::{Beside, BootId, Millis, QuestionId, Stamp, Term};
-use migrate_engine::port::{Arbiter, Unanswered};
+use migrate_engine::port::Arbiter;
 use migrate_engine::wire::GuestId;
 use uuid::Uuid;
 use vmm::devices::virtio::block::{DiskOpenError, open_disk};
 
 use crate::api::Failure;
+use crate::arbiter::within;
 use crate::config::{Cache, DiskDefinition, GuestDefinition};
 use crate::failpoint;
 use crate::guest::disks::{DiskSet, DiskSetError, Part};
@@ -201,8 +202,7 @@ impl Place {
             Some((expect, want)) => arbiter.swap(guest, Some(expect), want),
             None => arbiter.read(guest),
         };
-        let late = |_| Err(Unanswered(format!("nothing came within {} s", PATIENCE.as_secs())));
-        match tokio::time::timeout(PATIENCE, answer).await.unwrap_or_else(late) {
+        match within(PATIENCE, answer).await {
             Ok(Some(stamp)) => self.step(Input::Arbiter(stamp)),
             Ok(None) => tracing::error!(
                 GUEST = self.whose.name,
